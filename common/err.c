@@ -1,0 +1,97 @@
+#include "common/err.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static _Thread_local char sentence[1024];
+
+int err_set(int code, const char *format, ...)
+{
+    char text[sizeof sentence]; /* the arguments may point into the old sentence */
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    memcpy(sentence, text, sizeof sentence);
+    return code;
+}
+
+int err_prefix(int code, const char *format, ...)
+{
+    char text[sizeof sentence];
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (n >= 0 && (size_t)n < sizeof text) snprintf(text + n, sizeof text - (size_t)n, ": %s", sentence);
+    memcpy(sentence, text, sizeof sentence);
+    return code;
+}
+
+const char *err_text(void)
+{
+    return sentence;
+}
+
+int err_exit_code(int code)
+{
+    if (code >= 0) return 0;
+    if (code == ERR_INTERRUPTED) return 75;
+    return code >= ERR_STORAGE ? -code : 1;
+}
+
+int err_report(const char *program, int code)
+{
+    if (code < 0) fprintf(stderr, "%s: %s\n", program, sentence[0] ? sentence : "failed");
+    return err_exit_code(code);
+}
+
+void err_bug(const char *file, int line, const char *what)
+{
+    fprintf(stderr, "chorale: bug at %s:%d: %s does not hold; please report this line\n", file, line, what);
+    abort();
+}
+
+void *xcalloc(unsigned long count, unsigned long size)
+{
+    void *p = calloc(count ? count : 1, size ? size : 1);
+    if (!p) {
+        fprintf(stderr, "chorale: out of memory asking for %lu x %lu bytes\n", count, size);
+        exit(1);
+    }
+    return p;
+}
+
+void *xaligned(unsigned long bytes)
+{
+    unsigned long rounded = (bytes + 63) / 64 * 64;
+    void *p = aligned_alloc(64, rounded ? rounded : 64);
+    if (!p) {
+        fprintf(stderr, "chorale: out of memory asking for %lu bytes\n", bytes);
+        exit(1);
+    }
+    memset(p, 0, rounded);
+    return p;
+}
+
+char *xstrdup(const char *text)
+{
+    size_t n = strlen(text) + 1;
+    return memcpy(xcalloc(1, n), text, n);
+}
+
+char *xprintf(const char *format, ...)
+{
+    va_list args, again;
+    va_start(args, format);
+    va_copy(again, args);
+    int n = vsnprintf(NULL, 0, format, args);
+    ASSERT(n >= 0);
+    char *text = xcalloc(1, (size_t)n + 1);
+    vsnprintf(text, (size_t)n + 1, format, again);
+    va_end(args);
+    va_end(again);
+    return text;
+}
