@@ -2,7 +2,9 @@
 # VARIANT = release | debug | asan | tsan; everything lands in build/$(VARIANT).
 
 VARIANT ?= release
-CC      ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 B       := build/$(VARIANT)
 BIN     := $(B)/bin
 OBJ     := $(B)/obj
@@ -20,11 +22,11 @@ ifeq ($(FLAGS),)
 $(error VARIANT must be release, debug, asan or tsan)
 endif
 
-PKGS   := libzmq libprotobuf-c libcyaml yaml-0.1 jansson libxxhash openblas
+PKGS   := libzmq libprotobuf-c yaml-0.1 jansson libxxhash openblas
 # Warm, so that 'make install-deps' and 'make help' work on a bare machine.
 PC_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PC_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
-AUDIO_LIBS := $(shell pkg-config --libs sndfile fftw3f 2>/dev/null)
+AUDIO_LIBS := $(shell pkg-config --libs sndfile fftw3 2>/dev/null)
 
 CFLAGS_ALL := -std=c11 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -g -I. -I$(GEN) $(FLAGS) $(HARDEN) $(PC_CFLAGS) $(CFLAGS)
 LIBS       := $(PC_LIBS) -lm -lpthread
@@ -48,6 +50,7 @@ LIB_WORKER := $(B)/libworker.a
 LIB_NNET64 := $(B)/libnnet64.a
 LIB_DEPLOY := $(B)/libdeploy.a
 
+MAINS := $(wildcard $(MAINS))
 program = $(BIN)/chorale$(if $(filter chorale,$(1)),,-$(1))
 PROGRAMS := $(foreach m,$(filter $(wildcard deploy/*.c),$(MAINS)),$(call program,$(basename $(notdir $(m))))) \
             $(foreach m,$(filter $(wildcard worker/tools/*.c),$(MAINS)),$(call program,$(basename $(notdir $(m))))) \
@@ -77,7 +80,7 @@ nightly: install-deps ## what takes longer than make check allows
 	@scripts/nightly
 install-deps: ## install the Debian packages that the build and the tests need
 	@scripts/install-deps
-unit: $(UNIT_BIN) ## build and run the unit tests of this VARIANT
+unit: programs $(UNIT_BIN) ## build and run the unit tests of this VARIANT
 	@scripts/run-tests $(UNIT_BIN)
 format: ## lay the code out as .clang-format says
 	@clang-format -i $$(git ls-files '*.c' '*.h')
@@ -107,7 +110,7 @@ $(OBJ)/nnet64/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_ALL) $(WARN) -DREAL_DOUBLE -MMD -MP -c $< -o $@
 
-$(LIB_COMMON): $(call objs,$(COMMON)) $(OBJ)/gen/chorale.pb-c.o
+$(LIB_COMMON): $(call objs,$(COMMON)) $(if $(wildcard proto/chorale.proto),$(OBJ)/gen/chorale.pb-c.o)
 $(LIB_SERVER): $(call objs,$(SERVER))
 $(LIB_WORKER): $(call objs,$(WORKER))
 $(LIB_DEPLOY): $(call objs,$(DEPLOY))

@@ -20,13 +20,16 @@ int err_set(int code, const char *format, ...)
 
 int err_prefix(int code, const char *format, ...)
 {
-    char text[sizeof sentence];
+    char text[sizeof sentence] = "";
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
+    vsnprintf(text, sizeof text - 2, format, args);
     va_end(args);
-    if (n >= 0 && (size_t)n < sizeof text) snprintf(text + n, sizeof text - (size_t)n, ": %s", sentence);
+    strcat(text, ": "); /* room for it was kept */
+    size_t n = strlen(text), room = sizeof text - 1 - n, rest = strlen(sentence);
+    memcpy(text + n, sentence, rest < room ? rest : room); /* what does not fit is cut */
     memcpy(sentence, text, sizeof sentence);
+    sentence[sizeof sentence - 1] = 0;
     return code;
 }
 
@@ -87,7 +90,8 @@ char *xprintf(const char *format, ...)
     va_list args, again;
     va_start(args, format);
     va_copy(again, args);
-    int n = vsnprintf(NULL, 0, format, args);
+    char probe[1]; /* gcc warns at NULL under the sanitizers */
+    int n = vsnprintf(probe, sizeof probe, format, args);
     ASSERT(n >= 0);
     char *text = xcalloc(1, (size_t)n + 1);
     vsnprintf(text, (size_t)n + 1, format, again);

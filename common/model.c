@@ -44,18 +44,19 @@ static void add(struct model *m, int layer, const char *name, uint32_t rows, uin
 static int check_spec(const struct model_spec *s)
 {
     if (s->num_layers < 1 || s->num_layers > MODEL_MAX_LAYERS)
-        return err_set(ERR_USAGE, "model.layers has %u layers; 1 to %d are possible", s->num_layers, MODEL_MAX_LAYERS);
+        return err_set(ERR_USAGE, "model.layers has %u layers; 1 to %d are possible", s->num_layers,
+                       MODEL_MAX_LAYERS);
     if (s->input < 1 || s->input > MAX_SIZE || s->targets < 2 || s->targets > MAX_SIZE)
-        return err_set(ERR_USAGE, "a model of %u inputs and %u targets is not possible; look at the data", s->input,
-                       s->targets);
+        return err_set(ERR_USAGE, "a model of %u inputs and %u targets is not possible; look at the data",
+                       s->input, s->targets);
     if (s->stack < 1 || s->skip < 1 || s->input != s->feature_dim * s->stack)
-        return err_set(ERR_USAGE, "%u inputs do not match %u features stacked %u times", s->input, s->feature_dim,
-                       s->stack);
+        return err_set(ERR_USAGE, "%u inputs do not match %u features stacked %u times", s->input,
+                       s->feature_dim, s->stack);
     for (size_t l = 0; l < s->num_layers; l++) {
         const struct model_layer *y = &s->layers[l];
         if (y->cells < 1 || y->cells > MAX_SIZE || y->projection > MAX_SIZE || y->nonrecurrent > MAX_SIZE)
-            return err_set(ERR_USAGE, "layer %zu has %u cells and %u projections; 1 to %u are possible", l, y->cells,
-                           y->projection, MAX_SIZE);
+            return err_set(ERR_USAGE, "layer %zu has %u cells and %u projections; 1 to %u are possible", l,
+                           y->cells, y->projection, MAX_SIZE);
         if (s->type == MODEL_LSTM && (y->projection || y->nonrecurrent))
             return err_set(ERR_USAGE, "layer %zu has a projection but model.type is lstm; use lstmp", l);
         if (s->type == MODEL_LSTMP && !y->projection)
@@ -123,7 +124,8 @@ void model_set(const struct tensor *t, const float *rows_in, float *vector)
 /* The layer that a tensor belongs to; the last one for the output layer. */
 static size_t layer_of(const struct model *m, const struct tensor *t)
 {
-    return strncmp(t->name, "layer", 5) == 0 ? (size_t)strtoul(t->name + 5, NULL, 10) : m->spec.num_layers - 1;
+    return strncmp(t->name, "layer", 5) == 0 ? (size_t)strtoul(t->name + 5, NULL, 10)
+                                             : m->spec.num_layers - 1;
 }
 
 void model_init(const struct model *m, const struct model_init_options *o, float *vector)
@@ -153,8 +155,8 @@ uint64_t model_hash(const struct model *m, const float *mean, const float *scale
     ASSERT(x);
     XXH3_64bits_reset(x);
     const struct model_spec *s = &m->spec;
-    uint32_t head[] = {s->type, s->input, s->targets, s->num_layers, s->peepholes, s->feature_dim,
-                       s->stack, s->skip, s->delay, s->delay_style};
+    uint32_t head[] = {s->type,        s->input, s->targets, s->num_layers, s->peepholes,
+                       s->feature_dim, s->stack, s->skip,    s->delay,      s->delay_style};
     XXH3_64bits_update(x, head, sizeof head);
     XXH3_64bits_update(x, &s->cell_clip, sizeof s->cell_clip);
     for (size_t i = 0; i < m->num_tensors; i++) {
@@ -173,7 +175,8 @@ uint64_t model_hash(const struct model *m, const float *mean, const float *scale
 void model_describe(const struct model *m, char *out, size_t size)
 {
     const struct model_spec *s = &m->spec;
-    size_t n = (size_t)snprintf(out, size, "%u x %s", s->num_layers, s->type == MODEL_LSTM ? "LSTM" : "LSTMP");
+    size_t n =
+        (size_t)snprintf(out, size, "%u x %s", s->num_layers, s->type == MODEL_LSTM ? "LSTM" : "LSTMP");
     for (size_t l = 0; l < s->num_layers && n < size; l++) {
         const struct model_layer *y = &s->layers[l];
         n += (size_t)snprintf(out + n, size - n, y->projection ? "%s%u/%u" : "%s%u", l ? ", " : " ", y->cells,
@@ -181,5 +184,6 @@ void model_describe(const struct model *m, char *out, size_t size)
         if (y->nonrecurrent && n < size) n += (size_t)snprintf(out + n, size - n, "+%u", y->nonrecurrent);
     }
     if (n < size)
-        snprintf(out + n, size - n, "; %u inputs, %u targets, %zu parameters", s->input, s->targets, m->params);
+        snprintf(out + n, size - n, "; %u inputs, %u targets, %zu parameters", s->input, s->targets,
+                 m->params);
 }

@@ -1,7 +1,7 @@
-/* The model as one vector of P floats and one table of tensors {name, rows, cols, layout, offset} (DESIGN section 2).
- * The table drives initialisation, sharding, checkpoints, logs, the gradient check and every export.
- * A tensor is rows x cols = [out][in]; gates are stacked in the order g, i, f, o: w_x is (4C, D).
- * The order of the floats inside a tensor is its layout: only model_at() and its callers (import, export, init)
+/* The model as one vector of P floats and one table of tensors {name, rows, cols, layout, offset} (DESIGN
+ * section 2). The table drives initialisation, sharding, checkpoints, logs, the gradient check and every
+ * export. A tensor is rows x cols = [out][in]; gates are stacked in the order g, i, f, o: w_x is (4C, D). The
+ * order of the floats inside a tensor is its layout: only model_at() and its callers (import, export, init)
  * see it. Plain data, no threads. Source: Sak, Senior, Beaufays, Interspeech 2014, equations 1 to 8. */
 #ifndef COMMON_MODEL_H
 #define COMMON_MODEL_H
@@ -14,7 +14,10 @@
 
 enum model_type { MODEL_LSTM, MODEL_LSTMP };
 enum model_layout { LAYOUT_ROWS, LAYOUT_COLUMNS }; /* row-major; column-major, i.e. stored [in][out] */
-enum delay_style { DELAY_REPEAT, DELAY_KALDI };    /* repeat the last frame; feed x_{t+delay} (DESIGN section 3) */
+enum delay_style {
+    DELAY_REPEAT,
+    DELAY_KALDI
+}; /* repeat the last frame; feed x_{t+delay} (DESIGN section 3) */
 
 struct model_layer {
     uint32_t cells;        /* C */
@@ -53,7 +56,8 @@ struct model {
 };
 
 struct model_init_options {
-    float range;       /* U(-range, range); 0: +-1/sqrt(C) of the tensor's layer (C of the last layer for the output) */
+    float range;       /* U(-range, range); 0: +-1/sqrt(C) of the tensor's layer (C of the last layer for the
+                          output) */
     float forget_bias; /* added value of b_f */
     bool zero_bias;    /* biases 0 (then + forget_bias) instead of random */
     uint64_t seed;

@@ -24,7 +24,8 @@ void rng_init(struct rng *r, uint64_t seed)
 
 uint64_t rng_derive(uint64_t seed, uint64_t what, uint64_t index)
 {
-    uint64_t state = seed ^ rotate_left(what * 0xd1342543de82ef95ull, 17) ^ rotate_left(index * 0xaf251af3b0f025b5ull, 41);
+    uint64_t state =
+        seed ^ rotate_left(what * 0xd1342543de82ef95ull, 17) ^ rotate_left(index * 0xaf251af3b0f025b5ull, 41);
     splitmix(&state);
     return splitmix(&state);
 }

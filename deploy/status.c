@@ -1,0 +1,265 @@
+/* chorale status: where a run stands, from RUN/status.json, which the coordinator rewrites all the time. A
+ * field that is missing there is shown as "-". */
+#include "common/err.h"
+#include "common/files.h"
+#include "deploy/run.h"
+
+#include <getopt.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_STATUS (64u << 20)
+
+/* A column of a table: where its value is in a row, and how it is printed. */
+enum shape { WHOLE, TENTHS, COUNT, SECONDS, PERCENT, TEXT };
+struct column {
+    const char *title, *key;
+    enum shape shape;
+    int width; /* negative: to the left */
+};
+
+static const struct column shard_columns[] = {
+    {"shard", "shard", WHOLE, 5},
+    {"version", "version", COUNT, 9},
+    {"staleness p50", "p50", TENTHS, 13},
+    {"p95", "p95", TENTHS, 6},
+    {"max", "max", TENTHS, 6},
+    {"applied", "applied", COUNT, 10},
+    {"refused", "refused", COUNT, 8},
+    {"blocks", "blocks", WHOLE, 6},
+    {"generation", "generation", WHOLE, 10},
+    {"checkpoint", "age_s", SECONDS, 10},
+    {"endpoint", "endpoint", TEXT, -1},
+};
+static const struct column worker_columns[] = {
+    {"worker", "member", WHOLE, 6},
+    {"frames/s", "frames_per_s", COUNT, 9},
+    {"frames", "frames", COUNT, 11},
+    {"staleness", "staleness_mean", TENTHS, 9},
+    {"last seen", "last_seen_s", SECONDS, 9},
+    {"state", "state", TEXT, -8},
+    {"host", "host", TEXT, -1},
+};
+static const struct column epoch_columns[] = {
+    {"epoch", "epoch", WHOLE, 5},
+    {"train loss", "train_loss", TEXT, 10},
+    {"rate", "rate", TEXT, 10},
+    {"dev loss", "dev_loss", TEXT, 10},
+    {"dev accuracy", "dev_accuracy", PERCENT, 12},
+};
+#define LENGTH(a) (sizeof(a) / sizeof(a)[0])
+
+static int print_help(void)
+{
+    puts("chorale status RUN [--json]\n\n"
+         "  chorale status run1\n"
+         "  chorale status run1 --json | jq .loss\n\n"
+         "Prints where a run stands, and a line per epoch, shard and worker. Staleness of an update: "
+         "versions of the\n"
+         "shard between the weights that a gradient was computed from and the weights that it was applied "
+         "to.");
+    return 0;
+}
+
+/* Returns 1 if help was asked for. */
+static int parse_arguments(int argc, char **argv, const char **run, bool *as_json)
+{
+    static const struct option names[] = {
+        {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
+    opterr = 0;
+    for (int c; (c = getopt_long(argc, argv, ":h", names, NULL)) != -1;) {
+        if (c == 'j')
+            *as_json = true;
+        else if (c == 'h')
+            return 1;
+        else
+            return err_set(ERR_USAGE, "unknown option '%.80s'; see `chorale status --help`",
+                           argv[optind - 1]);
+    }
+    if (optind + 1 != argc) return err_set(ERR_USAGE, "name one run: chorale status RUN");
+    *run = argv[optind];
+    return 0;
+}
+
+/* ------------------------------------------------------------------ values */
+
+static bool number(const json_t *object, const char *key, double *out)
+{
+    const json_t *v = json_object_get(object, key);
+    if (!json_is_number(v)) return false;
+    *out = json_number_value(v);
+    return true;
+}
+
+/* A span of time for people: 42 s, 12 min, 3.4 h. */
+static void span_text(double seconds, char *out, size_t size)
+{
+    if (seconds < 120)
+        snprintf(out, size, "%.0f s", seconds);
+    else if (seconds < 7200)
+        snprintf(out, size, "%.0f min", seconds / 60);
+    else
+        snprintf(out, size, "%.1f h", seconds / 3600);
+}
+
+/* Text of a file may hold anything; a terminal gets printable ASCII and UTF-8 alone. */
+static void plain_text(const char *text, char *out, size_t size)
+{
+    size_t n = 0;
+    for (; *text && n + 1 < size; text++)
+        out[n++] = (unsigned char)*text < 0x20 || *text == 0x7F ? '?' : *text;
+    out[n] = '\0';
+}
+
+static void value_text(const json_t *row, const char *key, enum shape shape, char *out, size_t size)
+{
+    double v;
+    const char *text = json_string_value(json_object_get(row, key));
+    snprintf(out, size, "-");
+    if (text) plain_text(text, out, size);
+    if (!number(row, key, &v)) return;
+    if (shape == WHOLE || shape == COUNT)
+        snprintf(out, size, "%.0f", v);
+    else if (shape == TENTHS)
+        snprintf(out, size, v == floor(v) ? "%.0f" : "%.1f", v);
+    else if (shape == SECONDS)
+        span_text(v, out, size);
+    else if (shape == PERCENT)
+        snprintf(out, size, "%.2f %%", 100 * v);
+    else
+        snprintf(out, size, "%.4g", v);
+}
+
+/* ------------------------------------------------------------------ the page */
+
+static void print_table(const json_t *rows, const struct column *columns, size_t n)
+{
+    if (!json_is_array(rows) || json_array_size(rows) == 0) return;
+    putchar('\n');
+    for (size_t i = 0; i < n; i++) printf("%s%*s", i ? "  " : "", columns[i].width, columns[i].title);
+    putchar('\n');
+    for (size_t r = 0; r < json_array_size(rows); r++) {
+        for (size_t i = 0; i < n; i++) {
+            char text[128];
+            value_text(json_array_get(rows, r), columns[i].key, columns[i].shape, text, sizeof text);
+            printf("%s%*s", i ? "  " : "", columns[i].width, text);
+        }
+        putchar('\n');
+    }
+}
+
+static void print_loss(const json_t *s, const char *key, const char *title)
+{
+    double v;
+    if (number(s, key, &v)) printf("  %s %.4g", title, v);
+}
+
+static void print_job(const json_t *s, const char *run, const char *state)
+{
+    double epoch, epochs, v;
+    char text[128];
+    plain_text(state, text, sizeof text);
+    printf("%s  %s", run, text);
+    if (number(s, "epoch", &epoch) && number(s, "epochs", &epochs))
+        printf("  epoch %.0f/%.0f", epoch, epochs);
+    if (number(s, "done", &v)) printf("  %.1f %%", 100 * v);
+    if (number(s, "frames_per_s", &v)) printf("  %.0f frames/s", v);
+    print_loss(s, "loss", "loss");
+    print_loss(s, "dev_loss", "dev loss");
+    if (number(s, "dev_accuracy", &v)) printf("  dev accuracy %.2f %%", 100 * v);
+    if (number(s, "eta_s", &v)) {
+        span_text(v, text, sizeof text);
+        printf("  %s left", text);
+    }
+    const json_t *checkpoint = json_object_get(s, "checkpoint");
+    if (number(checkpoint, "set", &v)) {
+        value_text(checkpoint, "age_s", SECONDS, text, sizeof text);
+        printf("  checkpoint %.0f (%s old)", v, text);
+    }
+    putchar('\n');
+}
+
+/* The age of the last checkpoint belongs to every shard: a set spans all of them. */
+static void share_checkpoint_age(json_t *s)
+{
+    json_t *age = json_object_get(json_object_get(s, "checkpoint"), "age_s"), *shard;
+    size_t i;
+    if (!json_is_number(age)) return;
+    json_array_foreach(json_object_get(s, "shards"), i, shard)
+    {
+        if (json_is_object(shard) && !json_object_get(shard, "age_s")) json_object_set(shard, "age_s", age);
+    }
+}
+
+static void print_page(json_t *s, const char *run, bool alive)
+{
+    const char *state = json_string_value(json_object_get(s, "state"));
+    if (!state) state = "unknown";
+    bool gone = !alive && (strcmp(state, "running") == 0 || strcmp(state, "starting") == 0);
+    print_job(s, run, gone ? "not running (resume it with chorale train)" : state);
+    share_checkpoint_age(s);
+    print_table(json_object_get(s, "epochs_done"), epoch_columns, LENGTH(epoch_columns));
+    print_table(json_object_get(s, "shards"), shard_columns, LENGTH(shard_columns));
+    print_table(json_object_get(s, "workers"), worker_columns, LENGTH(worker_columns));
+}
+
+/* ------------------------------------------------------------------ where it comes from */
+
+/* A run that was never trained has no status.json yet. *out is owned by the caller. */
+static int read_status(const char *run, json_t **out)
+{
+    char *path = files_join(run, "status.json"), *text = NULL;
+    size_t len = 0;
+    json_error_t why;
+    int rc = 0;
+    *out = NULL;
+    if (!files_exists(path)) {
+        *out = json_pack("{s:s, s:s}", "run", run, "state", "never trained");
+    } else if ((rc = files_read(path, MAX_STATUS, &text, &len)) == 0) {
+        *out = json_loadb(text, len, 0, &why);
+        if (!json_is_object(*out))
+            rc =
+                err_set(ERR_FAIL, "%s cannot be understood (%s); the coordinator writes it anew once it runs",
+                        path, *out ? "not an object" : why.text);
+    }
+    if (rc == 0 && !*out) rc = err_set(ERR_FAIL, "out of memory");
+    if (rc < 0) json_decref(*out);
+    free(text);
+    free(path);
+    return rc;
+}
+
+static int show(const char *run, bool as_json)
+{
+    json_t *s;
+    pid_t pid;
+    uint64_t start;
+    int rc = run_check(run);
+    if (rc == 0) rc = read_status(run, &s);
+    if (rc < 0) return rc;
+    bool alive = run_launcher(run, &pid, &start) == 1;
+    if (as_json) {
+        json_object_set_new(s, "alive", json_boolean(alive));
+        json_dumpf(s, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+        putchar('\n');
+    } else {
+        print_page(s, run, alive);
+    }
+    json_decref(s);
+    return fflush(stdout) == 0 ? 0 : err_set(ERR_FAIL, "cannot write to the standard output");
+}
+
+int main(int argc, char **argv)
+{
+    const char *run = NULL;
+    bool as_json = false;
+    int rc = parse_arguments(argc, argv, &run, &as_json);
+    if (rc == 1)
+        rc = print_help();
+    else if (rc == 0)
+        rc = show(run, as_json);
+    return err_report("chorale status", rc);
+}

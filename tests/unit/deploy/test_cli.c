@@ -1,0 +1,487 @@
+/* The built programs, as a person meets them: exit status, one sentence, nothing half-written. */
+#include "common/config.h"
+#include "common/err.h"
+#include "common/files.h"
+#include "deploy/run.h"
+
+#include <fcntl.h>
+#include <jansson.h>
+#include <libgen.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <xxhash.h>
+#include <cmocka.h>
+
+#define MAX_WORDS 12
+
+static char home[64], *bin, *out,
+    *err; /* the working directory; where programs are; what the last one said */
+
+static void write_text(const char *path, const char *text)
+{
+    char *full = files_join(home, path), *parent = xstrdup(full);
+    assert_int_equal(files_make_dirs(dirname(parent)), 0);
+    assert_int_equal(files_write_atomic(full, text, strlen(text)), 0);
+    free(parent);
+    free(full);
+}
+
+static bool is_there(const char *path)
+{
+    char *full = files_join(home, path);
+    bool there = files_exists(full);
+    free(full);
+    return there;
+}
+
+static char *slurp(const char *path)
+{
+    char *full = files_join(home, path), *text;
+    assert_int_equal(files_read(full, 1 << 20, &text, NULL), 0);
+    free(full);
+    return text;
+}
+
+/* Runs chorale with words (ended by NULL) in `home`; out and err hold what it said. */
+static int chorale(const char *const *words)
+{
+    char *argv[MAX_WORDS + 2] = {files_join(bin, "chorale")};
+    for (size_t i = 0; i < MAX_WORDS && words[i]; i++) argv[i + 1] = xstrdup(words[i]);
+    fflush(NULL);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        if (chdir(home) != 0) _exit(126);
+        dup2(open(".out", O_WRONLY | O_CREAT | O_TRUNC, 0600), STDOUT_FILENO);
+        dup2(open(".err", O_WRONLY | O_CREAT | O_TRUNC, 0600), STDERR_FILENO);
+        execv(argv[0], argv);
+        _exit(127);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    for (size_t i = 0; argv[i]; i++) free(argv[i]);
+    free(out);
+    free(err);
+    out = slurp(".out");
+    err = slurp(".err");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+#define CHORALE(...) chorale((const char *const[MAX_WORDS + 1]){__VA_ARGS__})
+
+static int set_up(void **state)
+{
+    (void)state;
+    char self[4096];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0) return -1;
+    self[n] = '\0'; /* build/VARIANT/tests/deploy/test_cli; the programs are in build/VARIANT/bin */
+    bin = files_join(dirname(dirname(dirname(self))), "bin");
+    char *program = files_join(bin, "chorale-init");
+    bool built = files_exists(program);
+    free(program);
+    if (!built) print_error("there are no programs in %s; run make first\n", bin);
+    snprintf(home, sizeof home, "/tmp/chorale-cli-XXXXXX");
+    if (!built || !mkdtemp(home)) return -1;
+    write_text("train/feats.scp", "a feats.ark:2\n");
+    write_text("train/ali.scp", "a ali.ark:2\n");
+    write_text("dev/feats.scp", "a feats.ark:2\n");
+    write_text("dev/ali.scp", "a ali.ark:2\n");
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    free(bin);
+    free(out);
+    free(err);
+    out = err = NULL;
+    return files_remove_tree(home);
+}
+
+static void assert_one_sentence(const char *what)
+{
+    const char *end = strchr(err, '\n');
+    if (strncmp(err, "chorale", 7) != 0 || !end || end[1] || strlen(err) < 20)
+        fail_msg("%s: said: %s", what, err);
+}
+
+/* ------------------------------------------------------------------ refusals */
+
+static void a_bad_command_line_gives_one_sentence_its_exit_code_and_no_run(void **state)
+{
+    (void)state;
+    static const struct {
+        int exit;
+        const char *says, *words[MAX_WORDS + 1];
+    } rows[] = {
+        {2, "name a command", {NULL}},
+        {2, "unknown command 'frobnicate'", {"frobnicate"}},
+        {2, "did you mean `chorale status`", {"statsu", "run"}},
+        {2, "unknown command '../sh'", {"../sh"}},
+        {2, "unknown option '--frob'", {"--frob"}},
+        {2, "name the run", {"init"}},
+        {2, "--data DIR", {"init", "run"}},
+        {2, "unknown option '--frob'", {"init", "run", "--frob"}},
+        {2, "wants a value", {"init", "run", "--data"}},
+        {2, "'run2' is too much", {"init", "run", "run2", "--data", "train"}},
+        {2, "empty", {"init", "", "--data", "train"}},
+        {3, "is not a directory", {"init", "run", "--data", "nowhere"}},
+        {3, "feats.scp cannot be read", {"init", "run", "--data", "."}},
+        {3, "ali2.scp cannot be read", {"init", "run", "--data", "train", "--set", "data.targets=ali2.scp"}},
+        {3, "data.dev", {"init", "run", "--data", "train", "--dev", "nowhere"}},
+        {2, "did you mean train.window?", {"init", "run", "--data", "train", "--set", "train.windw=3"}},
+        {2, "an integer of 1 to 10000 frames", {"init", "run", "--data", "train", "--set", "train.window=0"}},
+        {2, "wants option=value", {"init", "run", "--data", "train", "--set", "train.window"}},
+        {2,
+         "job.yaml:2:3: unknown option train.epoch",
+         {"init", "run", "--data", "train", "--config", "job.yaml"}},
+        {2, "none.yaml", {"init", "run", "--data", "train", "--config", "none.yaml"}},
+        {2, "has no projection", {"init", "run", "--data", "train", "--set", "model.layers=[{cells: 3}]"}},
+        {2, "set data.dev", {"init", "run", "--data", "train", "--set", "optimizer.schedule.type=newbob"}},
+        {2, "does not exist yet", {"init", "run", "--data", "train", "--set", "consistency.mode=ssp"}},
+        {2, "is a file", {"init", "job.yaml", "--data", "train"}},
+        {7, "cannot make the directory", {"init", "job.yaml/run", "--data", "train"}},
+        {2, "is not a run", {"status", "run"}},
+        {2, "name one run", {"status"}},
+        {2, "name one run", {"status", "a", "b"}},
+        {2, "unknown option", {"status", "--frob", "run"}},
+        {2, "is not a run", {"stop", "run"}},
+        {2, "name one run", {"stop"}},
+        {2, "--timeout", {"stop", "run", "--timeout", "x"}},
+        {2, "say what to do", {"checkpoint"}},
+        {2, "there are ls and verify", {"checkpoint", "frob", "run"}},
+        {2, "name one run", {"checkpoint", "ls"}},
+        {2, "is not a run", {"checkpoint", "verify", "run"}},
+    };
+    write_text("job.yaml", "train:\n  epoch: 3\n");
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        int rc = chorale(rows[i].words);
+        char *what = xprintf("row %zu, exit %d", i, rc);
+        if (rc != rows[i].exit || !strstr(err, rows[i].says))
+            fail_msg("%s, expected %d %s: %s", what, rows[i].exit, rows[i].says, err);
+        assert_one_sentence(what);
+        assert_int_equal(strlen(out), 0);
+        assert_false(is_there("run"));
+        free(what);
+    }
+}
+
+static void a_bad_variable_stops_init(void **state)
+{
+    (void)state;
+    setenv("CHORALE_TRAIN_WINDOW", "0", 1);
+    int rc = CHORALE("init", "run", "--data", "train");
+    unsetenv("CHORALE_TRAIN_WINDOW");
+    assert_int_equal(rc, 2);
+    assert_one_sentence("variable");
+    assert_non_null(strstr(err, "CHORALE_TRAIN_WINDOW"));
+    assert_false(is_there("run"));
+}
+
+static void help_goes_to_stdout_and_is_no_error(void **state)
+{
+    (void)state;
+    static const char *const rows[][3] = {{"--help"},
+                                          {"-h"},
+                                          {"help"},
+                                          {"--version"},
+                                          {"help", "init"},
+                                          {"init", "--help"},
+                                          {"status", "--help"},
+                                          {"stop", "--help"},
+                                          {"checkpoint", "--help"}};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        assert_int_equal(CHORALE(rows[i][0], rows[i][1]), 0);
+        assert_true(strlen(out) > 5);
+        assert_int_equal(strlen(err), 0);
+    }
+    assert_int_equal(CHORALE("init", "--help"), 0);
+    assert_non_null(strstr(out, "optimizer.schedule.from_epoch"));
+}
+
+/* ------------------------------------------------------------------ init */
+
+static void init_writes_a_job_file_with_absolute_data_and_never_twice(void **state)
+{
+    (void)state;
+    struct config c;
+    assert_int_equal(CHORALE("init", "a/run", "--data", "train", "--dev", "dev", "--set", "train.epochs=3"),
+                     0);
+    char *path = files_join(home, "a/run/job.yaml"), *train = files_join(home, "train");
+    assert_int_equal(config_load(path, &c), 0);
+    assert_string_equal(c.data.train, train);
+    assert_int_equal(c.train.epochs, 3);
+    config_free(&c);
+    char *before = slurp("a/run/job.yaml");
+    assert_int_equal(CHORALE("init", "a/run", "--data", "train"), 2);
+    assert_one_sentence("twice");
+    char *after = slurp("a/run/job.yaml");
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
+    free(path);
+    free(train);
+}
+
+static void init_finds_targets_that_are_here_and_not_in_the_data(void **state)
+{
+    (void)state;
+    struct config c;
+    write_text("other.scp", "a ali.ark:2\n");
+    assert_int_equal(CHORALE("init", "run", "--data", "train", "--set", "data.targets=other.scp"), 0);
+    char *path = files_join(home, "run/job.yaml"), *targets = files_join(home, "other.scp");
+    assert_int_equal(config_load(path, &c), 0);
+    assert_string_equal(c.data.targets, targets);
+    config_free(&c);
+    free(path);
+    free(targets);
+}
+
+/* ------------------------------------------------------------------ status */
+
+static void status_tells_of_a_run_that_was_never_trained(void **state)
+{
+    (void)state;
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    assert_int_equal(CHORALE("status", "run"), 0);
+    assert_non_null(strstr(out, "never trained"));
+    assert_int_equal(CHORALE("status", "run", "--json"), 0);
+    json_t *s = json_loads(out, 0, NULL);
+    assert_true(json_is_false(json_object_get(s, "alive")));
+    json_decref(s);
+}
+
+static void status_prints_the_job_its_shards_and_its_workers(void **state)
+{
+    (void)state;
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    write_text("run/status.json",
+               "{\"run\":\"run\",\"state\":\"finished\",\"epoch\":2,\"epochs\":10,\"done\":0.25,\"frames_per_"
+               "s\":12345.6,"
+               "\"loss\":1.5,\"dev_loss\":null,\"dev_accuracy\":0.7561,\"eta_s\":600,\"checkpoint\":{\"set\":"
+               "12,\"age_s\":4},"
+               "\"shards\":[{\"shard\":0,\"endpoint\":\"tcp://"
+               "127.0.0.1:1\\u001b[31m\",\"generation\":1,\"version\":8123,"
+               "\"p50\":3,\"p95\":9,\"max\":14,\"applied\":100,\"refused\":0,\"blocks\":28}],"
+               "\"workers\":[{\"member\":4,\"host\":\"h\",\"pid\":1,\"state\":\"live\",\"frames_per_s\":6000,"
+               "\"frames\":1,"
+               "\"staleness_mean\":2.5,\"last_seen_s\":1}],"
+               "\"epochs_done\":[{\"epoch\":1,\"train_loss\":2.1234,\"rate\":0.05,\"dev_loss\":1.9,\"dev_"
+               "accuracy\":0.5}]}");
+    assert_int_equal(CHORALE("status", "run"), 0);
+    static const char *const parts[] = {
+        "finished",    "epoch 2/10",         "25.0 %", "12346 frames/s", "dev accuracy 75.61 %",
+        "10 min left", "checkpoint 12 (4 s", "8123",   "2.123",          "50.00 %",
+        "live",        "tcp://127.0.0.1:1?"};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        if (!strstr(out, parts[i])) fail_msg("no %s in: %s", parts[i], out);
+    assert_null(strchr(out, '\x1b'));
+    assert_null(strstr(out, "dev loss 0"));
+}
+
+static void status_of_any_json_never_crashes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int exit;
+    } rows[] = {
+        {"", 1},
+        {"[]", 1},
+        {"{", 1},
+        {"{}", 0},
+        {"{\"state\":5,\"shards\":7,\"workers\":[1,null,{}],\"checkpoint\":[],\"epoch\":\"x\"}", 0},
+        {"{\"shards\":[{\"shard\":1e300,\"p50\":-1e300,\"age_s\":1e300,\"endpoint\":\"\\u00e9\"}],\"epochs_"
+         "done\":{}}",
+         0},
+    };
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        write_text("run/status.json", rows[i].text);
+        assert_int_equal(CHORALE("status", "run"), rows[i].exit);
+        assert_int_equal(CHORALE("status", "run", "--json"), rows[i].exit);
+        if (rows[i].exit) assert_one_sentence(rows[i].text);
+    }
+}
+
+/* ------------------------------------------------------------------ stop */
+
+static void stop_without_a_job_exits_4(void **state)
+{
+    (void)state;
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    assert_int_equal(CHORALE("stop", "run"), 4);
+    assert_one_sentence("nothing");
+    static const char *const damaged[] = {"",
+                                          "{}",
+                                          "[1]",
+                                          "{\"pid\":-1,\"start\":5}",
+                                          "{\"pid\":0,\"start\":5}",
+                                          "{\"pid\":99999999999,\"start\":5}",
+                                          "{\"pid\":\"1\",\"start\":5}"};
+    for (size_t i = 0; i < sizeof damaged / sizeof damaged[0]; i++) {
+        write_text("run/members/launcher", damaged[i]);
+        assert_int_equal(CHORALE("stop", "run"), 1);
+        assert_one_sentence(damaged[i]);
+    }
+}
+
+/* A child that waits for TERM (or, deaf, ignores it) and is named in RUN/members/launcher. */
+static pid_t start_launcher(bool deaf, uint64_t start_offset)
+{
+    int ready[2];
+    char byte;
+    assert_int_equal(pipe(ready), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (deaf) signal(SIGTERM, SIG_IGN);
+        if (write(ready[1], "x", 1) != 1) _exit(1);
+        for (;;) pause();
+    }
+    assert_int_equal(read(ready[0], &byte, 1), 1);
+    close(ready[0]);
+    close(ready[1]);
+    assert_true(run_process_start(pid) > 0);
+    char *text = xprintf("{\"pid\":%ld,\"start\":%llu}", (long)pid,
+                         (unsigned long long)(run_process_start(pid) + start_offset));
+    write_text("run/members/launcher", text);
+    free(text);
+    return pid;
+}
+
+static void stop_ends_the_launcher_and_says_so(void **state)
+{
+    (void)state;
+    int status;
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    pid_t pid = start_launcher(false, 0);
+    assert_int_equal(CHORALE("stop", "run"), 0);
+    assert_non_null(strstr(out, "has stopped"));
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+    assert_int_equal(CHORALE("stop", "run"), 4);
+}
+
+static void stop_leaves_a_stranger_with_the_same_pid_alone(void **state)
+{
+    (void)state;
+    int status;
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    pid_t pid = start_launcher(false, 1);
+    assert_int_equal(CHORALE("stop", "run"), 4);
+    assert_int_equal(waitpid(pid, &status, WNOHANG), 0);
+    kill(pid, SIGKILL);
+    waitpid(pid, &status, 0);
+    assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
+static void stop_does_not_wait_for_ever(void **state)
+{
+    (void)state;
+    int status;
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    pid_t pid = start_launcher(true, 0);
+    assert_int_equal(CHORALE("stop", "run", "--timeout", "0"), 1);
+    assert_one_sentence("deaf");
+    assert_non_null(strstr(err, "still stopping"));
+    kill(pid, SIGKILL);
+    waitpid(pid, &status, 0);
+}
+
+/* ------------------------------------------------------------------ checkpoint */
+
+static void write_set(const char *set, const char *body, const char *name)
+{
+    char *file = xprintf("run/checkpoints/%s/w", set),
+         *manifest = xprintf("run/checkpoints/%s/manifest.json", set);
+    char *text =
+        xprintf("{\"set\":1,\"epoch\":2,\"done\":0.5,\"wall\":\"2026-01-31T12:00:00.000Z\",\"exact\":true,"
+                "\"files\":[{\"name\":\"%s\",\"bytes\":%zu,\"xxh3\":\"%016llx\"}]}",
+                name, strlen(body), (unsigned long long)XXH3_64bits(body, strlen(body)));
+    write_text(file, body);
+    write_text(manifest, text);
+    free(file);
+    free(manifest);
+    free(text);
+}
+
+static void checkpoint_lists_and_verifies_whole_and_unfinished_sets(void **state)
+{
+    (void)state;
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    assert_int_equal(CHORALE("checkpoint", "verify", "run"), 0);
+    write_set("set-000001", "weights", "w");
+    write_set("set-1000000", "later weights", "w");
+    write_text("run/checkpoints/set-000002/w", "half");
+    assert_int_equal(CHORALE("checkpoint", "ls", "run"), 0);
+    assert_non_null(strstr(out, "2026-01-31T12:00:00.000Z"));
+    assert_non_null(strstr(out, "set-000002    incomplete"));
+    assert_true(strstr(out, "set-000001") < strstr(out, "set-000002"));
+    assert_true(strstr(out, "set-000002") < strstr(out, "set-1000000"));
+    assert_int_equal(CHORALE("checkpoint", "verify", "run"), 0);
+    assert_non_null(strstr(out, "set-000001    ok, 1 files"));
+    assert_int_equal(strlen(err), 0);
+}
+
+static void checkpoint_verify_names_what_is_damaged_and_exits_7(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path, *text, *says;
+    } rows[] = {
+        {"run/checkpoints/set-000001/w", "weightz", "differs"},
+        {"run/checkpoints/set-000001/w", "weight", "has 6 bytes"},
+        {"run/checkpoints/set-000001/manifest.json", "{", "manifest.json is damaged"},
+        {"run/checkpoints/set-000001/manifest.json", "[]", "manifest.json is damaged"},
+        {"run/checkpoints/set-000001/manifest.json", "{\"files\":[7]}", "an entry without"},
+        {"run/checkpoints/set-000001/manifest.json",
+         "{\"files\":[{\"name\":\"x\",\"bytes\":1,\"xxh3\":\"0000000000000000\"}]}", "cannot open"},
+        {"run/checkpoints/set-000001/manifest.json",
+         "{\"files\":[{\"name\":\"../../job.yaml\",\"bytes\":1,\"xxh3\":\"0000000000000000\"}]}",
+         "an entry without"},
+        {"run/checkpoints/set-000001/manifest.json",
+         "{\"files\":[{\"name\":\"w\",\"bytes\":7,\"xxh3\":\"12\"}]}", "an entry without"},
+    };
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        write_set("set-000001", "weights", "w");
+        write_set("set-000002", "good", "w");
+        write_text(rows[i].path, rows[i].text);
+        assert_int_equal(CHORALE("checkpoint", "verify", "run"), 7);
+        assert_one_sentence(rows[i].says);
+        if (!strstr(out, rows[i].says)) fail_msg("no %s in: %s", rows[i].says, out);
+        assert_non_null(strstr(out, "set-000002    ok"));
+        assert_int_equal(CHORALE("checkpoint", "ls", "run"), 0);
+    }
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_bad_command_line_gives_one_sentence_its_exit_code_and_no_run),
+        TEST(a_bad_variable_stops_init),
+        TEST(help_goes_to_stdout_and_is_no_error),
+        TEST(init_writes_a_job_file_with_absolute_data_and_never_twice),
+        TEST(init_finds_targets_that_are_here_and_not_in_the_data),
+        TEST(status_tells_of_a_run_that_was_never_trained),
+        TEST(status_prints_the_job_its_shards_and_its_workers),
+        TEST(status_of_any_json_never_crashes),
+        TEST(stop_without_a_job_exits_4),
+        TEST(stop_ends_the_launcher_and_says_so),
+        TEST(stop_leaves_a_stranger_with_the_same_pid_alone),
+        TEST(stop_does_not_wait_for_ever),
+        TEST(checkpoint_lists_and_verifies_whole_and_unfinished_sets),
+        TEST(checkpoint_verify_names_what_is_damaged_and_exits_7),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
