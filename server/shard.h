@@ -1,0 +1,71 @@
+/* One shard: a run of blocks with weights, optimizer state, versions and the table of the last sequence
+ * number per member and block with its verdict. A core without I/O: it is given messages and a time and sends
+ * answers through shard_io; the simulator drives this same code. What a pushed block goes through: admit.c
+ * decides, update.c computes, staleness.c records. Source: DESIGN sections 2 and 4. One thread. */
+#ifndef SERVER_SHARD_H
+#define SERVER_SHARD_H
+
+#include "common/blocks.h"
+#include "common/msg.h"
+#include "common/snapshot.h"
+#include "common/wire.h"
+#include "server/staleness.h"
+#include "server/update.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct shard_options {
+    uint32_t shard, shards;
+    uint64_t job, model_hash;
+    uint32_t job_generation, generation;
+    struct update_rule rule;
+    bool bsp;        /* wait for a roster, then step together */
+    bool mean;       /* bsp: divide the sum over members by their number */
+    double max_norm; /* refuse a block's gradient above this L2 norm; 0 = off */
+    uint32_t max_members;
+};
+
+struct shard_io {
+    void *ctx;
+    /* Takes *payload (may be NULL or point to NULL). Losing the message is allowed. */
+    void (*send)(void *ctx, uint64_t peer, const struct msg *m, struct frame **payload);
+    /* After an update, for tests and the simulator; may be NULL. */
+    void (*applied)(void *ctx, uint64_t member, uint64_t seq, uint32_t block, uint64_t version);
+};
+
+struct shard_counts {
+    uint64_t applied, duplicate, late; /* late: seq below the last, dropped */
+    uint64_t nonfinite, norm, generation, corrupt, stranger, malformed;
+    uint64_t frames_in, bytes_in;
+};
+
+struct shard;
+
+/* Takes *state (blocks first..first+count with their table) and sets *state to NULL. */
+struct shard *shard_new(const struct shard_options *o, const struct shard_io *io, struct shard_state **state);
+void shard_free(struct shard **s);
+/* HELLO, PUSH, READ; anything else is counted as malformed. now in ns. Consumes *payload. */
+void shard_receive(struct shard *s, uint64_t now, uint64_t peer, const struct msg *m, struct frame **payload);
+/* A copy of everything, for a checkpoint set. */
+struct shard_state *shard_copy(const struct shard *s);
+/* Keeps a copy so that READs of that set are answered; borrowed until shard_forget of it. NULL state: drop.
+ */
+void shard_keep(struct shard *s, uint32_t set, const struct shard_state *copy);
+/* A snapshot is on disk: from now on answers carry its sequence numbers as stable. */
+void shard_stable(struct shard *s, const struct shard_state *written);
+/* bsp: members in rank order, in force at once (a roster is only issued while nobody steps). */
+void shard_roster(struct shard *s, uint32_t id, const uint64_t *members, uint32_t n);
+/* newbob: first epoch (from 1) with a lower rate. */
+void shard_halve_from(struct shard *s, uint32_t epoch);
+/* Entries of members below this number may go. */
+void shard_oldest_member(struct shard *s, uint64_t member);
+
+uint64_t shard_version(const struct shard *s); /* smallest over its blocks */
+uint64_t shard_frames(const struct shard *s);  /* smallest over its blocks */
+uint32_t shard_num_members(const struct shard *s);
+const struct shard_counts *shard_counts(const struct shard *s);
+struct staleness *shard_staleness(struct shard *s);
+const struct shard_state *shard_look(const struct shard *s); /* a view, for tests and checks */
+
+#endif

@@ -1,0 +1,81 @@
+/* The worker's side of the exchange: push a gradient block by block, take the new weights from the answers,
+ * resend the same bytes after a deadline, say HELLO again when a shard has a new generation. A core without
+ * I/O: messages and time in, messages out; the simulator drives this same code. At most one push is under
+ * way; with overlap 1 the caller gives it another weights vector than the one it computes with. Source:
+ * DESIGN section 4. One thread. */
+#ifndef WORKER_EXCHANGE_H
+#define WORKER_EXCHANGE_H
+
+#include "common/blocks.h"
+#include "common/msg.h"
+#include "common/wire.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct exchange_options {
+    uint64_t job, model_hash;
+    struct blocks blocks;
+    uint32_t shards;
+    uint32_t credit;      /* blocks in flight per shard */
+    uint64_t deadline_ns; /* then the same seq again */
+};
+
+struct exchange_io {
+    void *ctx;
+    /* Takes *payload if it returns true; false: the queue is full, ask again at the next tick. */
+    bool (*send)(void *ctx, uint32_t shard, const struct msg *m, struct frame **payload);
+};
+
+/* A weights vector and, per block, which version it is and when it came. */
+struct weights {
+    float *values;     /* (P), aligned to 64 */
+    uint64_t *version; /* (blocks) */
+    uint64_t *since;   /* (blocks), ns */
+};
+void weights_init(struct weights *w, const struct blocks *b);
+void weights_fini(struct weights *w);
+
+struct exchange_counts {
+    uint64_t exchanges;              /* pushes ended */
+    uint64_t applied, refused, lost; /* blocks; lost: their shard changed its generation under way */
+    uint64_t torn;                   /* pushes of which some blocks were lost and some not */
+    uint64_t resent;
+    uint64_t staleness_sum, staleness_max; /* versions, over applied blocks */
+    uint64_t corrupt, unexpected;
+};
+
+struct exchange;
+
+struct exchange *exchange_new(const struct exchange_options *o, const struct exchange_io *io);
+void exchange_free(struct exchange **x);
+/* Who we are: once, before anything else; again (seq starts at 1) after joining anew, when idle. */
+void exchange_set_member(struct exchange *x, uint64_t member, uint32_t job_generation);
+/* A new connection to a shard is there (also after the map changed): HELLO. What was under way is sent again
+ * if the generation is the same, else it is lost and the shard's blocks are read anew before the exchange
+ * ends. */
+void exchange_connected(struct exchange *x, uint64_t now, uint32_t shard);
+
+/* Reads all blocks into `into`: set 0 = the live weights. Idle before; exchange_idle tells when it is done.
+ */
+void exchange_read(struct exchange *x, uint64_t now, uint32_t set, struct weights *into);
+/* After a read of a set: a shard no longer has that copy. */
+bool exchange_read_failed(const struct exchange *x);
+/* Pushes grad (P), computed from `base` with `frames` frames; if pull, the new weights land in `into` (may be
+ * `base`). grad and both weights are borrowed until idle. seq + 1. `release` as for frame_lend is not needed:
+ * the frames are done when this says idle and exchange_drained. */
+void exchange_push(struct exchange *x, uint64_t now, float *grad, uint64_t frames, const struct weights *base,
+                   struct weights *into, bool pull);
+bool exchange_idle(const struct exchange *x);
+uint64_t exchange_seq(const struct exchange *x); /* of the last push */
+void exchange_receive(struct exchange *x, uint64_t now, uint32_t shard, const struct msg *m,
+                      struct frame **payload);
+void exchange_tick(struct exchange *x, uint64_t now);
+/* When exchange_tick has something to do next, ns; UINT64_MAX = only after a message. */
+uint64_t exchange_next(const struct exchange *x);
+/* Something that cannot be repaired: 0, or a negative enum err (a mismatch; sentence in err_text()), or
+ * ERR_AGAIN: the member is retired, join anew. */
+int exchange_trouble(const struct exchange *x);
+const struct exchange_counts *exchange_counts(const struct exchange *x);
+
+#endif
