@@ -261,7 +261,9 @@ struct msg {
 /* Length of the header written to out. Strings of ours that are too long are a bug. */
 size_t msg_encode(const struct msg *m, uint8_t out[MSG_MAX_HEADER]);
 /* ERR_FAIL with a sentence for bytes that are not a message of this protocol, ERR_MODEL for another major
- * version (*out is then zero but for out->job). Never allocates more than a few KiB, whatever the bytes. */
+ * version (*out is then zero but for out->job). Never allocates, whatever the bytes (64 KiB of stack). Names
+ * (verdict, reason, role, command, kind) are known ones or 0, strings are printable, numbers are as they
+ * came. */
 int msg_decode(const void *bytes, size_t len, struct msg *out);
 /* "push" */
 const char *msg_name(enum msg_type type);

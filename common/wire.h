@@ -34,8 +34,8 @@ struct wire;
 struct wire *wire_new(void);
 /* Waits at most 1 s for what was sent to leave. Accepts NULL. */
 void wire_free(struct wire **w);
-/* Binds the ROUTER, once, e.g. to "127.0.0.1", any port; endpoint_out gets "tcp://127.0.0.1:40123". ERR_REACH
- * with a sentence. */
+/* Binds the ROUTER, once, to a numeric loopback address (without keys nothing else is allowed), any port;
+ * endpoint_out gets "tcp://127.0.0.1:40123". ERR_REACH with a sentence. */
 int wire_bind(struct wire *w, const char *address, char endpoint_out[MSG_MAX_ENDPOINT]);
 /* A new DEALER; returns its link (>= 0) or ERR_REACH for an endpoint that makes no sense. Connects in the
  * background. */

@@ -1,0 +1,484 @@
+/* Sockets over loopback: frames travel whole, nothing blocks, strangers do no harm. */
+#include "common/clock.h"
+#include "common/err.h"
+#include "common/rng.h"
+#include "common/wire.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#include <cmocka.h>
+#include <zmq.h>
+
+#define LIMIT_NS (10 * NS_PER_S) /* for what happens within milliseconds */
+
+static struct wire *server;
+static char endpoint[MSG_MAX_ENDPOINT];
+
+struct got {
+    int link;
+    uint64_t peer;
+    struct msg m;
+    struct frame *payload;
+};
+
+static int set_up(void **state)
+{
+    (void)state;
+    server = wire_new();
+    return wire_bind(server, "127.0.0.1", endpoint);
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    wire_free(&server);
+    return 0;
+}
+
+static struct msg leave_of(uint64_t member)
+{
+    return (struct msg){.type = MSG_LEAVE, .job = 77, .leave = {.member = member}};
+}
+
+static void receive(struct wire *w, struct got *g)
+{
+    memset(g, 0, sizeof *g);
+    assert_int_equal(wire_receive(w, 10000, &g->link, &g->peer, &g->m, &g->payload), 0);
+}
+
+/* A DEALER takes nothing until it is connected. */
+static void send_soon(struct wire *w, int link, const struct msg *m, struct frame **payload)
+{
+    uint64_t end = clock_now_ns() + LIMIT_NS;
+    int err;
+    while ((err = wire_send(w, link, 0, m, payload)) == ERR_AGAIN && clock_now_ns() < end) continue;
+    assert_int_equal(err, 0);
+}
+
+static void test_wire_payload_goes_there_and_back_in_one_frame(void **state)
+{
+    (void)state;
+    struct wire *client = wire_new();
+    int link = wire_connect(client, endpoint);
+    assert_true(link >= 0);
+    uint32_t *numbers = malloc(MSG_MAX_PAYLOAD);
+    for (uint32_t i = 0; i < MSG_MAX_PAYLOAD / 4; i++) numbers[i] = i * 2654435761u;
+    struct frame *f = frame_copy(numbers, MSG_MAX_PAYLOAD);
+    struct msg m = {.type = MSG_PUSH,
+                    .job = 77,
+                    .push = {.seq = 5, .hash = wire_hash(numbers, MSG_MAX_PAYLOAD), .pull = true}};
+    send_soon(client, link, &m, &f);
+    assert_null(f);
+    struct got g;
+    receive(server, &g);
+    assert_int_equal(g.link, WIRE_ROUTER);
+    assert_true(g.peer != 0);
+    assert_int_equal(g.m.type, MSG_PUSH);
+    assert_int_equal(g.m.job, 77);
+    assert_int_equal(frame_len(g.payload), MSG_MAX_PAYLOAD);
+    assert_true(wire_hash(frame_data(g.payload), frame_len(g.payload)) == g.m.push.hash);
+    ((uint32_t *)frame_data(g.payload))[9] = 1234; /* the new weights overwrite the gradient */
+    struct msg a = {.type = MSG_ANSWER, .answer = {.seq = 5}};
+    assert_int_equal(wire_send(server, WIRE_ROUTER, g.peer, &a, &g.payload), 0);
+    assert_null(g.payload);
+    receive(client, &g);
+    assert_int_equal(g.link, link);
+    assert_true(g.peer == 0);
+    assert_int_equal(g.m.type, MSG_ANSWER);
+    numbers[9] = 1234;
+    assert_memory_equal(frame_data(g.payload), numbers, MSG_MAX_PAYLOAD);
+    frame_free(&g.payload);
+    uint64_t sent, received;
+    wire_traffic(client, &sent, &received);
+    assert_int_equal(sent, MSG_MAX_PAYLOAD);
+    assert_int_equal(received, MSG_MAX_PAYLOAD);
+    free(numbers);
+    wire_free(&client);
+}
+
+static void test_wire_short_payloads_are_aligned(void **state)
+{
+    (void)state;
+    struct wire *client = wire_new();
+    int link = wire_connect(client, endpoint);
+    for (size_t len = 0; len < 300; len++) {
+        struct msg m = leave_of(1ull << (len % 60)); /* headers of different lengths */
+        struct frame *f = frame_new(len);
+        memset(frame_data(f), (int)len, len);
+        send_soon(client, link, &m, &f);
+        struct got g;
+        receive(server, &g);
+        assert_non_null(g.payload);
+        assert_int_equal(frame_len(g.payload), len);
+        assert_int_equal((uintptr_t)frame_data(g.payload) % 4, 0);
+        for (size_t i = 0; i < len; i++)
+            assert_int_equal(((uint8_t *)frame_data(g.payload))[i], (uint8_t)len);
+        frame_free(&g.payload);
+    }
+    wire_free(&client);
+}
+
+static void count_release(void *data, void *ctx)
+{
+    (void)data;
+    atomic_fetch_add((atomic_int *)ctx, 1);
+}
+
+static void test_wire_lent_frame_is_released_once(void **state)
+{
+    (void)state;
+    static float numbers[1000];
+    atomic_int released = 0;
+    struct frame *f = frame_lend(numbers, sizeof numbers, count_release, &released);
+    assert_ptr_equal(frame_data(f), numbers);
+    frame_free(&f);
+    assert_null(f);
+    assert_int_equal(atomic_load(&released), 1);
+
+    struct wire *client = wire_new();
+    int link = wire_connect(client, endpoint);
+    f = frame_lend(numbers, sizeof numbers, count_release, &released);
+    struct msg m = leave_of(1);
+    send_soon(client, link, &m, &f);
+    struct got g;
+    receive(server, &g);
+    assert_int_equal(frame_len(g.payload), sizeof numbers);
+    frame_free(&g.payload);
+    wire_free(&client); /* the I/O thread has ended, so what it held is released */
+    assert_int_equal(atomic_load(&released), 2);
+    frame_free(&f); /* NULL */
+}
+
+static void test_wire_unconnected_dealer_says_again_and_keeps_the_payload(void **state)
+{
+    (void)state;
+    wire_free(&server); /* nobody listens there now */
+    struct wire *client = wire_new();
+    int link = wire_connect(client, endpoint);
+    struct msg m = leave_of(1);
+    struct frame *f = frame_new(10), *same = f;
+    assert_int_equal(wire_send(client, link, 0, &m, &f), ERR_AGAIN);
+    assert_ptr_equal(f, same);
+    assert_int_equal(frame_len(f), 10);
+    frame_free(&f);
+    wire_free(&client);
+}
+
+static void test_wire_gone_peer_is_out_of_reach(void **state)
+{
+    (void)state;
+    struct wire *client = wire_new();
+    int link = wire_connect(client, endpoint);
+    struct msg m = leave_of(1);
+    send_soon(client, link, &m, NULL);
+    struct got g;
+    receive(server, &g);
+    assert_null(g.payload);
+    wire_free(&client);
+    uint64_t end = clock_now_ns() + LIMIT_NS;
+    int err;
+    struct frame *f = frame_new(100);
+    do {
+        if (!f) f = frame_new(100); /* until the disconnect is seen, messages are taken and lost */
+        err = wire_send(server, WIRE_ROUTER, g.peer, &m, &f);
+    } while (err != ERR_REACH && clock_now_ns() < end);
+    assert_int_equal(err, ERR_REACH);
+    assert_non_null(f);
+    assert_int_equal(wire_send(server, WIRE_ROUTER, g.peer ^ 0x5555, &m, &f), ERR_REACH);
+    frame_free(&f);
+}
+
+/* A receiver that stands still: the sender is told so, and what was taken arrives whole. */
+static void test_wire_full_queue_says_again_and_loses_nothing(void **state)
+{
+    (void)state;
+    struct wire *client = wire_new();
+    int link = wire_connect(client, endpoint), taken = 1;
+    struct msg m = leave_of(0);
+    struct frame *f = frame_new(MSG_MAX_PAYLOAD);
+    send_soon(client, link, &m, &f);
+    uint64_t end = clock_now_ns() + LIMIT_NS, refused_since = 0;
+    while (clock_now_ns() < end) {
+        if (!f) f = frame_new(MSG_MAX_PAYLOAD);
+        m.leave.member = (uint64_t)taken;
+        uint64_t now = clock_now_ns();
+        if (wire_send(client, link, 0, &m, &f) == 0) {
+            taken++;
+            refused_since = 0;
+        } else if (!refused_since) {
+            refused_since = now;
+        } else if (now - refused_since > 200 * NS_PER_MS) {
+            break;
+        }
+    }
+    assert_non_null(f);
+    assert_in_range(taken, 8, 64); /* two queues of 8 and what the kernel holds */
+    frame_free(&f);
+    for (int i = 0; i < taken; i++) {
+        struct got g;
+        receive(server, &g);
+        assert_int_equal(g.m.leave.member, i);
+        assert_non_null(g.payload);
+        frame_free(&g.payload);
+    }
+    wire_free(&client);
+}
+
+static void test_wire_receive_ends_after_its_time(void **state)
+{
+    (void)state;
+    struct got g;
+    assert_int_equal(wire_receive(server, 0, &g.link, &g.peer, &g.m, &g.payload), ERR_AGAIN);
+    uint64_t start = clock_now_ns();
+    assert_int_equal(wire_receive(server, 30, &g.link, &g.peer, &g.m, &g.payload), ERR_AGAIN);
+    assert_true(clock_now_ns() - start >= 25 * NS_PER_MS);
+}
+
+static void test_wire_watched_descriptor_ends_the_wait(void **state)
+{
+    (void)state;
+    int fd = eventfd(1, 0);
+    wire_watch(server, fd);
+    struct got g;
+    uint64_t start = clock_now_ns();
+    assert_int_equal(wire_receive(server, 60000, &g.link, &g.peer, &g.m, &g.payload), ERR_AGAIN);
+    assert_true(clock_now_ns() - start < LIMIT_NS);
+    wire_watch(server, -1);
+    assert_int_equal(wire_receive(server, 1, &g.link, &g.peer, &g.m, &g.payload), ERR_AGAIN);
+    close(fd);
+}
+
+/* With one flooded socket the other still gets every second turn. */
+static void test_wire_sockets_are_asked_in_turn(void **state)
+{
+    (void)state;
+    struct wire *other = wire_new();
+    char there[MSG_MAX_ENDPOINT];
+    assert_int_equal(wire_bind(other, "127.0.0.1", there), 0);
+    struct wire *client = wire_new();
+    int links[2] = {wire_connect(client, endpoint), wire_connect(client, there)};
+    assert_int_not_equal(links[0], links[1]);
+    struct wire *sides[2] = {server, other};
+    uint64_t peers[2];
+    struct msg m = leave_of(1);
+    struct got g;
+    for (int i = 0; i < 2; i++) {
+        send_soon(client, links[i], &m, NULL);
+        receive(sides[i], &g);
+        peers[i] = g.peer;
+    }
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 2; k++) assert_int_equal(wire_send(sides[k], WIRE_ROUTER, peers[k], &m, NULL), 0);
+    int from[2] = {0, 0};
+    for (int i = 0; i < 8; i++) {
+        receive(client, &g);
+        from[g.link == links[1]]++;
+    }
+    assert_int_equal(from[0], 4);
+    assert_int_equal(from[1], 4);
+    wire_close(client, links[0]);
+    for (int k = 0; k < 2; k++) send_soon(client, links[1], &m, NULL);
+    assert_int_equal(wire_connect(client, endpoint), links[0]); /* the number is free again */
+    wire_free(&client);
+    wire_free(&other);
+}
+
+/* --- strangers */
+struct stranger {
+    void *context, *socket;
+};
+
+static struct stranger stranger_new(const char *own_id)
+{
+    struct stranger s = {.context = zmq_ctx_new()};
+    s.socket = zmq_socket(s.context, ZMQ_DEALER);
+    int linger = 10000, unlimited = 0;
+    zmq_setsockopt(s.socket, ZMQ_LINGER, &linger, sizeof linger);
+    zmq_setsockopt(s.socket, ZMQ_SNDHWM, &unlimited, sizeof unlimited);
+    if (own_id) zmq_setsockopt(s.socket, ZMQ_ROUTING_ID, own_id, strlen(own_id));
+    assert_int_equal(zmq_connect(s.socket, endpoint), 0);
+    return s;
+}
+
+static void stranger_free(struct stranger *s)
+{
+    zmq_close(s->socket);
+    zmq_ctx_term(s->context);
+}
+
+static void say(struct stranger *s, const void *bytes, size_t len, bool more)
+{
+    assert_int_equal(zmq_send(s->socket, bytes, len, more ? ZMQ_SNDMORE : 0), len);
+}
+
+/* Receives until that many were dropped; a message may come in between. */
+static void drop_until(uint64_t dropped)
+{
+    uint64_t end = clock_now_ns() + LIMIT_NS;
+    while (wire_dropped(server) < dropped && clock_now_ns() < end) {
+        struct got g = {.payload = NULL};
+        int err = wire_receive(server, 50, &g.link, &g.peer, &g.m, &g.payload);
+        assert_int_equal(err, ERR_AGAIN);
+    }
+    assert_int_equal(wire_dropped(server), dropped);
+}
+
+/* The service goes on: a worker that comes now gets through. */
+static void check_service(void)
+{
+    struct wire *client = wire_new();
+    int link = wire_connect(client, endpoint);
+    struct msg m = leave_of(4711);
+    send_soon(client, link, &m, NULL);
+    struct got g;
+    receive(server, &g);
+    assert_int_equal(g.m.leave.member, 4711);
+    wire_free(&client);
+}
+
+static void test_wire_garbage_is_counted_and_dropped(void **state)
+{
+    (void)state;
+    struct stranger s = stranger_new(NULL);
+    struct rng r;
+    rng_init(&r, 1);
+    char bytes[5000];
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (char)rng_next(&r);
+    for (size_t i = 0; i < 200; i++) say(&s, bytes, 25 * i, false); /* the last ones exceed a header */
+    drop_until(200);
+    say(&s, bytes, 100, true);
+    say(&s, bytes, sizeof bytes, false);
+    drop_until(201);
+    stranger_free(&s);
+    check_service();
+}
+
+static void test_wire_many_small_parts_are_dropped_as_one(void **state)
+{
+    (void)state;
+    struct stranger s = stranger_new(NULL);
+    struct msg m = leave_of(1);
+    uint8_t header[MSG_MAX_HEADER];
+    size_t len = msg_encode(&m, header);
+    for (int i = 0; i < 20000; i++) say(&s, header, len, true);
+    say(&s, "", 0, false);
+    drop_until(1);
+    for (int i = 0; i < 2; i++) say(&s, header, len, true); /* one part too many */
+    say(&s, header, len, false);
+    drop_until(2);
+    say(&s, header, len, false); /* and the next one is understood again */
+    struct got g;
+    receive(server, &g);
+    assert_int_equal(g.m.leave.member, 1);
+    stranger_free(&s);
+    check_service();
+}
+
+static void test_wire_parts_above_the_limit_do_no_harm(void **state)
+{
+    (void)state;
+    struct stranger s = stranger_new(NULL);
+    struct msg m = leave_of(1);
+    uint8_t header[MSG_MAX_HEADER];
+    size_t len = msg_encode(&m, header);
+    char *bytes = calloc(1, 64u << 20);
+    say(&s, header, len, true);
+    say(&s, bytes, MSG_MAX_PAYLOAD + 1, false); /* a little too long: dropped here */
+    drop_until(1);
+    say(&s, header, len, true);
+    say(&s, bytes, 64u << 20, false); /* far too long: libzmq cuts the connection before it takes it */
+    check_service();
+    assert_int_equal(wire_dropped(server), 1);
+    int none = 0;
+    zmq_setsockopt(s.socket, ZMQ_LINGER, &none, sizeof none);
+    stranger_free(&s);
+    free(bytes);
+}
+
+static void test_wire_peer_with_an_id_of_its_own_is_dropped(void **state)
+{
+    (void)state;
+    struct stranger s = stranger_new("somebody");
+    struct msg m = leave_of(1);
+    uint8_t header[MSG_MAX_HEADER];
+    say(&s, header, msg_encode(&m, header), false);
+    drop_until(1);
+    stranger_free(&s);
+    check_service();
+}
+
+static void test_wire_other_version_is_refused_with_a_sentence(void **state)
+{
+    (void)state;
+    struct stranger s = stranger_new(NULL);
+    say(&s, "\x08\x09\x11\x05\0\0\0\0\0\0\0", 11, false); /* major 9, job 5 */
+    drop_until(1);
+    uint8_t bytes[MSG_MAX_HEADER];
+    int wait = 10000;
+    zmq_setsockopt(s.socket, ZMQ_RCVTIMEO, &wait, sizeof wait);
+    int len = zmq_recv(s.socket, bytes, sizeof bytes, 0);
+    assert_true(len > 0);
+    struct msg m;
+    assert_int_equal(msg_decode(bytes, (size_t)len, &m), 0);
+    assert_int_equal(m.type, MSG_REFUSED);
+    assert_int_equal(m.job, 5);
+    assert_int_equal(m.refused.reason, REFUSAL_MISMATCH);
+    assert_non_null(strstr(m.refused.text, "version 9"));
+    assert_non_null(strstr(m.refused.text, "version 1"));
+    stranger_free(&s);
+}
+
+static void test_wire_addresses_of_no_use_are_errors(void **state)
+{
+    (void)state;
+    struct wire *w = wire_new();
+    char where[MSG_MAX_ENDPOINT] = "unchanged", far_too_long[400];
+    static const char *const addresses[] = {"0.0.0.0", "192.168.1.1",        "*",
+                                            "nowhere", "127.0.0.1:99999999", ""};
+    for (size_t i = 0; i < sizeof addresses / sizeof *addresses; i++) {
+        if (wire_bind(w, addresses[i], where) != ERR_REACH) fail_msg("%s was accepted", addresses[i]);
+        assert_string_equal(where, "unchanged");
+    }
+    memset(far_too_long, 'a', sizeof far_too_long);
+    memcpy(far_too_long, "tcp://", 6);
+    far_too_long[sizeof far_too_long - 1] = 0;
+    const char *endpoints[] = {"",           "tcp://",       "tcp://127.0.0.1",          "ipc:///tmp/x",
+                               "inproc://x", "127.0.0.1:80", "tcp://127.0.0.1:99999999", far_too_long};
+    for (size_t i = 0; i < sizeof endpoints / sizeof *endpoints; i++)
+        if (wire_connect(w, endpoints[i]) != ERR_REACH) fail_msg("%s was accepted", endpoints[i]);
+    wire_free(&w);
+    assert_null(w);
+    wire_free(&w);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_wire_payload_goes_there_and_back_in_one_frame),
+        TEST(test_wire_short_payloads_are_aligned),
+        TEST(test_wire_lent_frame_is_released_once),
+        TEST(test_wire_unconnected_dealer_says_again_and_keeps_the_payload),
+        TEST(test_wire_gone_peer_is_out_of_reach),
+        TEST(test_wire_full_queue_says_again_and_loses_nothing),
+        TEST(test_wire_receive_ends_after_its_time),
+        TEST(test_wire_watched_descriptor_ends_the_wait),
+        TEST(test_wire_sockets_are_asked_in_turn),
+        TEST(test_wire_garbage_is_counted_and_dropped),
+        TEST(test_wire_many_small_parts_are_dropped_as_one),
+        TEST(test_wire_parts_above_the_limit_do_no_harm),
+        TEST(test_wire_peer_with_an_id_of_its_own_is_dropped),
+        TEST(test_wire_other_version_is_refused_with_a_sentence),
+        TEST(test_wire_addresses_of_no_use_are_errors),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
