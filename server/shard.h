@@ -21,7 +21,7 @@ struct shard_options {
     uint32_t job_generation, generation;
     struct update_rule rule;
     bool bsp;        /* wait for a roster, then step together */
-    bool mean;       /* bsp: divide the sum over members by their number */
+    bool mean;       /* bsp: divide the sum by the number of gradients in it */
     double max_norm; /* refuse a block's gradient above this L2 norm; 0 = off */
     uint32_t max_members;
 };
@@ -30,14 +30,16 @@ struct shard_io {
     void *ctx;
     /* Takes *payload (may be NULL or point to NULL). Losing the message is allowed. */
     void (*send)(void *ctx, uint64_t peer, const struct msg *m, struct frame **payload);
-    /* After an update, for tests and the simulator; may be NULL. */
+    /* After an update, for tests and the simulator; may be NULL. Also in a bsp step of no frames, which
+     * changes nothing: its version does not rise. */
     void (*applied)(void *ctx, uint64_t member, uint64_t seq, uint32_t block, uint64_t version);
 };
 
 struct shard_counts {
     uint64_t applied, duplicate, late; /* late: seq below the last, dropped */
     uint64_t nonfinite, norm, generation, corrupt, stranger, malformed;
-    uint64_t frames_in, bytes_in;
+    uint64_t frames_in; /* with error, of applied pushes of every block */
+    uint64_t bytes_in;  /* of payload */
 };
 
 struct shard;
@@ -49,12 +51,13 @@ void shard_free(struct shard **s);
 void shard_receive(struct shard *s, uint64_t now, uint64_t peer, const struct msg *m, struct frame **payload);
 /* A copy of everything, for a checkpoint set. */
 struct shard_state *shard_copy(const struct shard *s);
-/* Keeps a copy so that READs of that set are answered; borrowed until shard_forget of it. NULL state: drop.
- */
+/* Keeps a copy so that READs of that set (> 0) are answered; borrowed until it is dropped or replaced by a
+ * call with that set again. NULL copy: drop. */
 void shard_keep(struct shard *s, uint32_t set, const struct shard_state *copy);
 /* A snapshot is on disk: from now on answers carry its sequence numbers as stable. */
 void shard_stable(struct shard *s, const struct shard_state *written);
-/* bsp: members in rank order, in force at once (a roster is only issued while nobody steps). */
+/* bsp: members in rank order, in force at once (a roster is only issued while nobody steps); what was held
+ * for the roster before is dropped. An id that is not above the one in force changes nothing. */
 void shard_roster(struct shard *s, uint32_t id, const uint64_t *members, uint32_t n);
 /* newbob: first epoch (from 1) with a lower rate. */
 void shard_halve_from(struct shard *s, uint32_t epoch);

@@ -23,6 +23,18 @@ struct staleness_summary {
     double mean, mean_frames, mean_seconds, mean_skew;
 };
 
+/* Of one block: the frames it had applied at each of its last versions. */
+#define STALENESS_HISTORY 256
+struct staleness_history {
+    uint64_t first, version;            /* first: the oldest version known at the beginning */
+    uint64_t frames[STALENESS_HISTORY]; /* applied at version v: frames[v % STALENESS_HISTORY] */
+};
+void staleness_history_begin(struct staleness_history *h, uint64_t version, uint64_t frames);
+/* The next version, with the frames applied up to it. */
+void staleness_history_add(struct staleness_history *h, uint64_t frames);
+/* Frames applied since version `base`; in proportion for versions that it does not remember. */
+uint64_t staleness_history_since(const struct staleness_history *h, uint64_t base);
+
 struct staleness *staleness_new(void);
 void staleness_free(struct staleness **s);
 /* One applied push of one block. */
