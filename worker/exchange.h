@@ -27,11 +27,13 @@ struct exchange_io {
     bool (*send)(void *ctx, uint32_t shard, const struct msg *m, struct frame **payload);
 };
 
-/* A weights vector and, per block, which version it is and when it came. */
+/* A weights vector and, per block, which version it is, when it came, and of which life of its shard. A
+ * gradient from weights of an older life is never pushed: it is lost, and the shard is read anew. */
 struct weights {
-    float *values;     /* (P), aligned to 64 */
-    uint64_t *version; /* (blocks) */
-    uint64_t *since;   /* (blocks), ns */
+    float *values;        /* (P), aligned to 64 */
+    uint64_t *version;    /* (blocks) */
+    uint64_t *since;      /* (blocks), ns */
+    uint32_t *generation; /* (blocks); 0: unknown, taken as the present one */
 };
 void weights_init(struct weights *w, const struct blocks *b);
 void weights_fini(struct weights *w);
@@ -49,7 +51,8 @@ struct exchange;
 
 struct exchange *exchange_new(const struct exchange_options *o, const struct exchange_io *io);
 void exchange_free(struct exchange **x);
-/* Who we are: once, before anything else; again (seq starts at 1) after joining anew, when idle. */
+/* Who we are: once, before anything else; again (seq starts at 1) after joining anew, when idle (it is, with
+ * trouble). Says HELLO to all that are connected, at the next tick. */
 void exchange_set_member(struct exchange *x, uint64_t member, uint32_t job_generation);
 /* A new connection to a shard is there (also after the map changed): HELLO. What was under way is sent again
  * if the generation is the same, else it is lost and the shard's blocks are read anew before the exchange
@@ -62,11 +65,14 @@ void exchange_read(struct exchange *x, uint64_t now, uint32_t set, struct weight
 /* After a read of a set: a shard no longer has that copy. */
 bool exchange_read_failed(const struct exchange *x);
 /* Pushes grad (P), computed from `base` with `frames` frames; if pull, the new weights land in `into` (may be
- * `base`). grad and both weights are borrowed until idle. seq + 1. `release` as for frame_lend is not needed:
- * the frames are done when this says idle and exchange_drained. */
+ * `base`); those of a shard that has to be read anew land there in any case. Both weights are borrowed until
+ * idle, grad until idle and drained: a block is lent to its first frame (the receiver of that very frame must
+ * not write to it; a wire never does), resends are copies. seq + 1. */
 void exchange_push(struct exchange *x, uint64_t now, float *grad, uint64_t frames, const struct weights *base,
                    struct weights *into, bool pull);
 bool exchange_idle(const struct exchange *x);
+/* No frame that borrows grad is left in any queue. */
+bool exchange_drained(const struct exchange *x);
 uint64_t exchange_seq(const struct exchange *x); /* of the last push */
 void exchange_receive(struct exchange *x, uint64_t now, uint32_t shard, const struct msg *m,
                       struct frame **payload);
@@ -74,7 +80,8 @@ void exchange_tick(struct exchange *x, uint64_t now);
 /* When exchange_tick has something to do next, ns; UINT64_MAX = only after a message. */
 uint64_t exchange_next(const struct exchange *x);
 /* Something that cannot be repaired: 0, or a negative enum err (a mismatch; sentence in err_text()), or
- * ERR_AGAIN: the member is retired, join anew. */
+ * ERR_AGAIN: the member is retired or the job was restored, join anew. What was under way has ended (its
+ * unanswered blocks are lost) and nothing more is sent until exchange_set_member. */
 int exchange_trouble(const struct exchange *x);
 const struct exchange_counts *exchange_counts(const struct exchange *x);
 

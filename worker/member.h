@@ -36,6 +36,9 @@ uint64_t member_next(const struct member *m); /* when member_tick has something 
  */
 void member_reconnected(struct member *m, uint64_t now);
 
+/* Tells the coordinator, once, that we go. */
+void member_leave(struct member *m);
+
 /* --- what the coordinator said */
 uint64_t member_number(const struct member *m); /* 0: not joined yet */
 uint32_t member_rank(const struct member *m);
@@ -43,7 +46,7 @@ uint32_t member_job_generation(const struct member *m);
 /* 0, or negative: refused (sentence in err_text()); ERR_AGAIN: retired, start over with a new member. */
 int member_trouble(const struct member *m);
 uint32_t member_command(const struct member *m); /* enum msg_command */
-/* The map: version 0 = not complete yet. */
+/* The map: 0 = not complete yet; another number whenever an endpoint or a generation in it changes. */
 uint32_t member_map_version(const struct member *m);
 uint32_t member_shards(const struct member *m);
 const char *member_endpoint(const struct member *m, uint32_t shard);
@@ -52,10 +55,13 @@ uint32_t member_shard_generation(const struct member *m, uint32_t shard);
 /* --- leases */
 /* The next granted lease in the order of the grants; false if none is on hand. */
 bool member_take(struct member *m, struct msg_lease *out);
-/* Ask for one more as soon as possible (true), or not now. Set by the training loop from the work on hand. */
+/* Ask for one more as soon as possible (true), or not now. Set by the training loop from the work on hand.
+ * false also forgets a WAIT. */
 void member_want(struct member *m, bool more);
-/* The last answer to our asking was WAIT and nothing is on hand. */
+/* The last answer to an asking since member_want became true was WAIT, and nothing is on hand. */
 bool member_waits(const struct member *m);
+/* A request is unanswered: a lease may be on its way. */
+bool member_asking(const struct member *m);
 /* Reports until acknowledged; u->member is filled in. */
 void member_report(struct member *m, uint64_t now, const struct msg_used *u);
 int member_unacknowledged(const struct member *m);
@@ -70,7 +76,8 @@ void member_progress(struct member *m, const struct member_progress *p);
 /* --- capsules */
 /* The set for which we shall stand still; 0: go on. */
 uint32_t member_hold(const struct member *m);
-/* Hands the capsule of that set over (copied); sent in pages until the coordinator has it all. */
+/* Hands the capsule of that set over (copied, len > 0); sent in pages until the coordinator has it all.
+ * Given again for the same set, it replaces the earlier one. Ignored if that set is no longer asked for. */
 void member_give_capsule(struct member *m, uint64_t now, uint32_t set, const void *data, size_t len);
 /* At the start: bytes of a capsule that waits for us (0 = none), and the whole of it once it is here (NULL
  * before). A view. */
