@@ -1,6 +1,6 @@
 /* States on disk. RUN/model.safetensors: the facts of the job, written once by chorale-prepare (what the
  * model is, the normalisation, the size of the data). RUN/checkpoints/set-NNNNNN/: shard files (safetensors,
- * each with the hash of its body in its metadata) and, renamed into place last, manifest.json with the hash
+ * each with its own hash in its metadata) and, renamed into place last, manifest.json with the hash
  * of every file and the state of the coordinator. Model files for people (RUN/final.safetensors) hold tensors
  * by name, row-major, with the facts in their metadata. Everything read is checked before use: ERR_STORAGE
  * for a file that cannot be read, ERR_DATA for one that is damaged, ERR_MODEL for one of another model, with
@@ -49,7 +49,7 @@ struct shard_state {
     uint8_t *verdict;   /* (num_members, count), owned */
 };
 
-/* Zeroed arrays. The weights of the whole state: */
+/* Zeroed arrays. */
 struct shard_state *shard_state_new(const struct blocks *b, uint32_t first, uint32_t count, uint32_t members);
 void shard_state_free(struct shard_state **s);
 size_t shard_state_floats(const struct shard_state *s);
@@ -74,7 +74,7 @@ struct manifest {
     uint32_t num_files, num_capsules;
     struct snapshot_file *files;    /* owned */
     struct snapshot_file *capsules; /* owned: capsule-RR.bin in rank order (first = rank) */
-    char *state;                    /* JSON object: the rows of the coordinator; owned */
+    char *state;                    /* the rows of the coordinator, one JSON object per line; owned */
 };
 void manifest_fini(struct manifest *m);
 int snapshot_write_capsule(const char *run, uint32_t set, uint32_t rank, const void *data, size_t len,
@@ -94,6 +94,9 @@ int snapshot_read_blocks(const char *run, const struct manifest *m, const struct
  * server that fell alone; *set says which. ERR_DATA if there is none. */
 int snapshot_read_own(const char *run, const struct facts *f, uint32_t shard, uint32_t shards, uint32_t *set,
                       struct shard_state **out);
+/* The job went back to `set`: files of this shard in newer sets, which nobody completed or which are damaged,
+ * get another name, so that snapshot_read_own does not take up what was abandoned. */
+void snapshot_set_aside(const char *run, uint32_t set, uint32_t shard, uint32_t shards);
 /* Removes sets beyond the newest `keep` complete ones (and incomplete ones older than those); never the
  * newest. */
 void snapshot_prune(const char *run, uint32_t keep);

@@ -1,5 +1,6 @@
-/* chorale checkpoint: the sets in RUN/checkpoints/set-NNNNNN, each with a manifest.json
- * {"set", "epoch", "done", "wall", "exact", "files": [{"name", "bytes", "xxh3": "16 hex digits"}]}.
+/* chorale checkpoint: the sets in RUN/checkpoints/set-NNNNNN, each with a manifest.json of which this reads
+ * {"set", "epoch", "done", "wall", "exact", "files": [{"name", "bytes", "xxh3": "16 hex digits"}],
+ * "capsules": [the same]} (common/snapshot.h has the rest).
  * The manifest is written last: a set without one was never finished. */
 #include "common/err.h"
 #include "common/files.h"
@@ -17,7 +18,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#define MAX_MANIFEST (16u << 20)
+#define MAX_MANIFEST (256u << 20)
 #define PIECE        (1u << 20)
 
 static int print_help(void)
@@ -119,7 +120,8 @@ static int list_set(const char *path, const char *name)
     }
     printf("%-12s  %5" JSON_INTEGER_FORMAT "  %5.1f %%  %9.2f MB  %5zu  %-5s  %s\n", name,
            json_integer_value(epoch), 100 * json_number_value(json_object_get(m, "done")),
-           total_bytes(json_object_get(m, "files")) / 1e6, json_array_size(json_object_get(m, "files")),
+           (total_bytes(json_object_get(m, "files")) + total_bytes(json_object_get(m, "capsules"))) / 1e6,
+           json_array_size(json_object_get(m, "files")),
            json_is_true(json_object_get(m, "exact")) ? "yes" : "no", when);
     json_decref(m);
     return 0;
@@ -206,10 +208,11 @@ static int verify_set(const char *path, const char *name)
         printf("%-12s  DAMAGED: %s\n", name, err_text());
         return rc;
     }
-    const json_t *files = json_object_get(m, "files");
-    size_t n = json_array_size(files);
+    const json_t *files = json_object_get(m, "files"), *capsules = json_object_get(m, "capsules");
+    size_t shards = json_array_size(files), n = shards + json_array_size(capsules);
     for (size_t i = 0; i < n; i++) {
-        int file_rc = verify_file(path, json_array_get(files, i));
+        int file_rc =
+            verify_file(path, i < shards ? json_array_get(files, i) : json_array_get(capsules, i - shards));
         /* a running job removes its oldest set while we read */
         if (file_rc < 0 && !files_is_dir(path)) break;
         if (file_rc < 0) printf("%-12s  DAMAGED: %s\n", name, err_text());

@@ -1,0 +1,287 @@
+#include "server/serve.h"
+
+#include "common/clock.h"
+#include "common/err.h"
+#include "common/files.h"
+#include "common/log.h"
+#include "server/checkpoint.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define WAIT_MS      100 /* at most, so that clocks are looked at */
+#define SECOND       NS_PER_S
+#define SILENCE_NS   (60 * SECOND)
+#define TERM_WAIT_NS (10 * SECOND)
+#define MAX_COPIES   8 /* of the shard in memory; evaluations that lag further behind lose theirs */
+#define MAX_ROSTER   65536
+
+struct copy {
+    uint32_t set;
+    struct shard_state *state; /* owned */
+    bool is_kept;              /* the shard answers READs from it */
+};
+
+struct serve {
+    const struct serve_options *o;
+    struct wire *wire;
+    struct link *link;
+    struct shard *shard;
+    struct checkpoint *checkpoint;
+    struct copy copies[MAX_COPIES + 2]; /* + the one being written and the one that waits for it */
+    uint32_t num_copies;
+    uint32_t keep_set;
+    struct msg_beat is;
+    uint64_t oldest_member;
+    uint64_t next_line, term_at; /* ns; term_at 0: nobody asked */
+    int lines;                   /* RUN/staleness/shard-NN.jsonl, -1: none */
+};
+
+/* ------------------------------------------------------------------ signals */
+
+static volatile sig_atomic_t asked_to_stop;
+
+static void ask_to_stop(int signal_number)
+{
+    (void)signal_number;
+    asked_to_stop = 1;
+}
+
+void serve_catch_signals(void)
+{
+    struct sigaction act = {.sa_handler = ask_to_stop}; /* no SA_RESTART: the wait ends */
+    sigaction(SIGTERM, &act, NULL);
+    sigaction(SIGINT, &act, NULL);
+}
+
+bool serve_was_asked_to_stop(void)
+{
+    return asked_to_stop != 0;
+}
+
+/* ------------------------------------------------------------------ copies of the shard */
+
+static struct copy *find_copy(struct serve *s, uint32_t set)
+{
+    for (uint32_t i = 0; i < s->num_copies; i++)
+        if (s->copies[i].set == set) return &s->copies[i];
+    return NULL;
+}
+
+/* The newest copy stays, as do those from keep_set on, if they are not too many. */
+static bool is_wanted(const struct serve *s, const struct copy *c)
+{
+    uint32_t newer = 0;
+    for (uint32_t i = 0; i < s->num_copies; i++) newer += s->copies[i].is_kept && s->copies[i].set > c->set;
+    if (newer == 0 || c->set == s->keep_set) return true;
+    return s->keep_set > 0 && c->set > s->keep_set && newer < MAX_COPIES - 2;
+}
+
+static void drop_copies(struct serve *s)
+{
+    for (uint32_t i = 0; i < s->num_copies; i++) {
+        struct copy *c = &s->copies[i];
+        if (!c->is_kept || is_wanted(s, c)) continue;
+        shard_keep(s->shard, c->set, NULL);
+        c->is_kept = false;
+    }
+    for (uint32_t i = 0; i < s->num_copies;) {
+        struct copy *c = &s->copies[i];
+        if (c->is_kept || checkpoint_uses(s->checkpoint, c->state)) {
+            i++;
+            continue;
+        }
+        shard_state_free(&c->state);
+        *c = s->copies[--s->num_copies];
+    }
+}
+
+static struct shard_state *copy_shard(struct serve *s, uint32_t set)
+{
+    ASSERT(s->num_copies < MAX_COPIES + 2);
+    struct copy *c = &s->copies[s->num_copies++];
+    *c = (struct copy){.set = set, .state = shard_copy(s->shard), .is_kept = true};
+    shard_keep(s->shard, set, c->state);
+    drop_copies(s);
+    return find_copy(s, set)->state;
+}
+
+static void collect_written(struct serve *s)
+{
+    struct checkpoint_result r;
+    if (!checkpoint_poll(s->checkpoint, &r)) return;
+    if (r.rc < 0)
+        s->is.failed_set = r.set;
+    else {
+        struct copy *c = find_copy(s, r.set);
+        ASSERT(c);
+        shard_stable(s->shard, c->state);
+        s->is.written = r.set;
+        s->is.file_bytes = r.file.bytes;
+        s->is.file_hash = r.file.hash;
+    }
+    drop_copies(s);
+}
+
+/* ------------------------------------------------------------------ orders */
+
+static void take_roster(struct serve *s, const struct msg_order *o, struct frame *payload)
+{
+    if (o->roster <= s->is.roster || !payload) return; /* rosters only rise */
+    size_t n = frame_len(payload) / sizeof(uint64_t);
+    if (n < 1 || n > MAX_ROSTER || frame_len(payload) % sizeof(uint64_t) != 0) return;
+    uint64_t *members = xcalloc(n, sizeof *members);
+    memcpy(members, frame_data(payload), n * sizeof *members);
+    shard_roster(s->shard, o->roster, members, (uint32_t)n);
+    free(members);
+    s->is.roster = o->roster;
+    log_event(LOG_INFO, "roster", "\"roster\":%u,\"members\":%zu", o->roster, n);
+}
+
+static int leave(const struct msg_order *o)
+{
+    if (o->command == COMMAND_FINISH) return 0;
+    if (o->command == COMMAND_DIVERGED) return err_set(ERR_DIVERGED, "the training diverged and was stopped");
+    return err_set(ERR_INTERRUPTED, "the job was interrupted; the same command resumes it");
+}
+
+/* ERR_AGAIN: go on. */
+static int obey(struct serve *s, const struct msg_order *o, struct frame *payload)
+{
+    if (o->command != COMMAND_RUN) return leave(o);
+    take_roster(s, o, payload);
+    if (o->halve_from != s->is.halve_from) shard_halve_from(s->shard, s->is.halve_from = o->halve_from);
+    if (o->oldest_member > s->oldest_member)
+        shard_oldest_member(s->shard, s->oldest_member = o->oldest_member);
+    s->keep_set = o->keep_set;
+    if (o->set > s->is.copied) {
+        checkpoint_write(s->checkpoint, o->set, copy_shard(s, o->set));
+        s->is.copied = o->set;
+    }
+    drop_copies(s);
+    return ERR_AGAIN;
+}
+
+/* ------------------------------------------------------------------ telling */
+
+static void tell_coordinator(struct serve *s, uint64_t now)
+{
+    if (!link_is_due(s->link, now, &s->is)) return;
+    const struct shard_counts *n = shard_counts(s->shard);
+    struct staleness_summary stale;
+    staleness_summarise(shard_staleness(s->shard), 0, &stale);
+    s->is.version = shard_version(s->shard);
+    s->is.frames = shard_frames(s->shard);
+    s->is.applied = n->applied;
+    s->is.refused = n->nonfinite + n->norm + n->generation + n->corrupt + n->malformed;
+    s->is.staleness_mean = stale.mean;
+    s->is.p50 = stale.p50;
+    s->is.p95 = stale.p95;
+    s->is.max = stale.max;
+    link_tick(s->link, now, &s->is);
+}
+
+/* One line a second, if something was applied. */
+static void write_staleness(struct serve *s, uint64_t now)
+{
+    if (now < s->next_line) return;
+    s->next_line = now + SECOND;
+    char *line = staleness_line(shard_staleness(s->shard), s->o->shard.shard, shard_version(s->shard),
+                                shard_num_members(s->shard));
+    if (!line) return;
+    char *text = xprintf("%s\n", line);
+    if (s->lines >= 0 && files_write_all(s->lines, text, strlen(text), "the staleness records") < 0) {
+        char why[256];
+        log_event(LOG_WARN, "staleness_lost", "\"why\":%s", log_quote(why, sizeof why, err_text()));
+        close(s->lines); /* a full disk: say it once, serve on */
+        s->lines = -1;
+    }
+    free(text);
+    free(line);
+}
+
+/* ERR_AGAIN: go on. */
+static int check_end(struct serve *s, uint64_t now)
+{
+    uint64_t silence = link_silence(s->link, now);
+    /* the coordinator decides: it names a last set, then it orders everyone to leave */
+    if (asked_to_stop && !s->term_at) {
+        s->term_at = now;
+        log_event(LOG_INFO, "asked_to_stop", NULL);
+    }
+    if (s->term_at && silence > TERM_WAIT_NS)
+        return err_set(ERR_INTERRUPTED, "stopped without a last checkpoint: the coordinator is gone");
+    if (silence > SILENCE_NS)
+        return err_set(ERR_REACH,
+                       "no word from the coordinator for 60 s; run the same `chorale train` again");
+    return ERR_AGAIN;
+}
+
+/* ------------------------------------------------------------------ the loop */
+
+static void send_answer(void *ctx, uint64_t peer, const struct msg *m, struct frame **payload)
+{
+    if (wire_send(ctx, WIRE_ROUTER, peer, m, payload) < 0 && payload) frame_free(payload);
+}
+
+static int serve_loop(struct serve *s)
+{
+    int rc = ERR_AGAIN;
+    while (rc == ERR_AGAIN) {
+        struct msg m;
+        struct frame *payload = NULL;
+        int from;
+        uint64_t peer;
+        bool has_message = wire_receive(s->wire, WAIT_MS, &from, &peer, &m, &payload) == 0;
+        uint64_t now = clock_now_ns();
+        if (has_message && from == WIRE_ROUTER)
+            shard_receive(s->shard, now, peer, &m, &payload);
+        else if (has_message && link_owns(s->link, from)) {
+            int news = link_receive(s->link, now, &m);
+            if (news == LINK_ORDER) rc = obey(s, &m.order, payload);
+            if (news < 0) rc = news;
+        }
+        frame_free(&payload);
+        collect_written(s);
+        write_staleness(s, now);
+        tell_coordinator(s, now);
+        if (rc == ERR_AGAIN) rc = check_end(s, now);
+    }
+    return rc;
+}
+
+static int open_lines(const struct serve_options *o)
+{
+    char *dir = files_join(o->run, "staleness"), *path = xprintf("%s/shard-%02u.jsonl", dir, o->shard.shard);
+    int fd = -1;
+    if (files_make_dirs(dir) == 0) fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    if (fd < 0) log_event(LOG_WARN, "no_staleness_file", NULL);
+    free(path);
+    free(dir);
+    return fd;
+}
+
+int serve_run(const struct serve_options *o, struct wire *w, struct link *l, struct shard_state **state)
+{
+    struct serve s = {.o = o, .wire = w, .link = l, .keep_set = o->set};
+    struct shard_io io = {.ctx = w, .send = send_answer};
+    int rc = checkpoint_new(o->run, o->facts, o->shard.shard, o->shard.shards, &s.checkpoint);
+    if (rc < 0) return rc;
+    s.shard = shard_new(&o->shard, &io, state);
+    s.lines = open_lines(o);
+    s.is.copied = s.is.written = o->set;
+    if (o->is_whole && o->set > 0) copy_shard(&s, o->set);
+    wire_watch(w, checkpoint_fd(s.checkpoint));
+    rc = serve_loop(&s);
+    link_leave(l);
+    wire_watch(w, -1);
+    checkpoint_free(&s.checkpoint);
+    shard_free(&s.shard);
+    for (uint32_t i = 0; i < s.num_copies; i++) shard_state_free(&s.copies[i].state);
+    if (s.lines >= 0) close(s.lines);
+    return rc;
+}
