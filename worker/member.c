@@ -130,7 +130,8 @@ static void take_have(struct member *m, uint64_t now, uint64_t have)
     if (have == g->first) g->begun = true;
     if (!g->begun || !fits) have = 0;
     if (have > g->have) g->at = now;
-    if (have < g->have) g->at = now + 2 * m->o.retry_ns; /* perhaps an old ORDER: a newer one may come */
+    if (have < g->have) g->at = now + 2 * m->o.retry_ns;    /* perhaps an old ORDER: a newer one may come */
+    if (have == g->len && g->have < have) m->beat_at = now; /* holding is told once all has arrived */
     g->have = have;
 }
 
@@ -265,7 +266,7 @@ void member_give_capsule(struct member *m, uint64_t now, uint32_t set, const voi
 {
     ASSERT(len > 0 && set != 0);
     if (set != m->hold) return;
-    struct give g = {.len = len, .at = now, .set = set};
+    struct give g = {.len = len, .at = now, .seq = m->progress.seq, .set = set};
     g.attempt = m->give.data != NULL ? m->give.attempt + 1 : 0;
     g.first = len < MEMBER_PAGE ? len : MEMBER_PAGE;
     g.first -= g.attempt % g.first;

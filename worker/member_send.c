@@ -32,11 +32,12 @@ static uint64_t send_beat(struct member *m, uint64_t now)
     msg.beat.role = ROLE_WORKER;
     msg.beat.member = m->number;
     msg.beat.incarnation = m->incarnation;
-    msg.beat.seq = m->progress.seq;
+    msg.beat.seq =
+        m->give.data != NULL ? m->give.seq : m->progress.seq; /* of the capsule, so that sets agree */
     msg.beat.frames = m->progress.frames;
     msg.beat.frames_per_s = m->progress.frames_per_s;
     msg.beat.staleness_mean = m->progress.staleness_mean;
-    msg.beat.holding = m->give.data != NULL ? m->give.set : 0;
+    msg.beat.holding = m->give.data != NULL && !member_giving(m) ? m->give.set : 0;
     return post(m, now, m->o.beat_ns, &msg, NULL);
 }
 

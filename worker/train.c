@@ -1,0 +1,287 @@
+#include "worker/train.h"
+
+#include "common/clock.h"
+#include "common/err.h"
+#include "common/log.h"
+#include "worker/nnet/blas.h"
+#include "worker/nnet/clip.h"
+#include "worker/train_state.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TICK_MS    100
+#define AWAY_NS    (60 * NS_PER_S)
+#define STOP_NS    (10 * NS_PER_S)   /* TERM: the exchange under way may take this long */
+#define BLOCKED_NS (200 * NS_PER_MS) /* an exchange that takes longer probably waits for another worker */
+#define EMPTY_MS   50                /* between steps to which nobody had anything to add */
+
+/* --- waiting */
+
+int train_pump(struct train *t, int timeout_ms)
+{
+    int rc = links_pump(t->links, timeout_ms);
+    if (rc < 0) return rc;
+    switch (member_command(t->links->member)) {
+    case COMMAND_FINISH:
+        return TRAIN_OVER;
+    case COMMAND_INTERRUPT:
+        return err_set(ERR_INTERRUPTED, "the job was interrupted: start it again to resume");
+    case COMMAND_DIVERGED:
+        return err_set(ERR_DIVERGED, "the job diverged: lower optimizer.rate or train.norm_clip");
+    default:
+        return 0;
+    }
+}
+
+int train_idle(struct train *t, int timeout_ms)
+{
+    if (links_silence(t->links) > AWAY_NS)
+        return err_set(ERR_REACH,
+                       "the coordinator of %s has not been heard for a minute: start the job again",
+                       t->job->run);
+    return train_pump(t, timeout_ms);
+}
+
+int train_drain(struct train *t)
+{
+    const struct exchange *x = t->links->exchange;
+    uint64_t start = clock_now_ns();
+    while (!exchange_idle(x) || !exchange_drained(x)) {
+        uint64_t waited = clock_now_ns() - start;
+        if (*t->stop && waited > STOP_NS)
+            return err_set(ERR_INTERRUPTED, "stopped while an exchange was under way");
+        if (waited > BLOCKED_NS) train_offer(t);
+        int rc = waited > AWAY_NS ? train_idle(t, TICK_MS) : train_pump(t, TICK_MS);
+        if (rc != 0) return rc;
+    }
+    if (t->landing >= 0) t->latest = t->landing;
+    t->landing = -1;
+    return 0;
+}
+
+int train_settle(struct train *t)
+{
+    int rc = train_drain(t);
+    if (rc == 0) t->base = t->latest;
+    return rc;
+}
+
+int train_read(struct train *t)
+{
+    int rc = train_settle(t);
+    if (rc != 0) return rc;
+    exchange_read(t->links->exchange, clock_now_ns(), 0, &t->weights[t->base]);
+    return train_drain(t);
+}
+
+/* --- one exchange: what has been added up in grad[g] */
+
+/* The gradient, scaled and clipped; false: nothing to push. Where all step together everyone must push: zeros
+ * then, which add nothing. */
+static bool prepare(struct train *t, float *grad, uint64_t *frames)
+{
+    size_t P = t->job->facts.model.params;
+    if (*frames > 0) {
+        double norm = clip_norm(grad, P, t->scale, t->job->config.train.norm_clip);
+        if (isfinite(norm)) return true;
+        t->nonfinite++;
+        log_event(LOG_WARN, "nonfinite", "\"window\":%" PRIu64 ",\"count\":%" PRIu64, t->windows,
+                  t->nonfinite);
+        net_clear_state(t->net);
+    }
+    *frames = 0;
+    if (t->together) memset(grad, 0, P * sizeof *grad);
+    return t->together;
+}
+
+/* 6: the gradient cut by shard ranges; 7: one exchange per shard. 8, 9 and 10 happen on the servers: admit,
+ * update, staleness record. */
+static int exchange_gradient(struct train *t, float *grad, uint64_t frames)
+{
+    int rc = train_drain(t); /* overlap 1: the exchange before this one */
+    if (rc != 0) return rc;
+    bool pull = ++t->pushes % (uint64_t)t->pull_every == 0;
+    int into = t->overlap ? 1 - t->latest : t->latest;
+    exchange_push(t->links->exchange, clock_now_ns(), grad, frames, &t->weights[t->base], &t->weights[into],
+                  pull);
+    t->landing = pull ? into : -1;
+    t->base = t->latest;
+    if (!t->overlap) return train_settle(t); /* 11: the reply lands where the next forward pass reads it */
+    t->g = 1 - t->g;                         /* 11, one step later: train_drain moves `latest` on */
+    return links_pump(t->links, 0);
+}
+
+static int push(struct train *t)
+{
+    uint64_t frames = t->pending_frames, nonfinite = t->nonfinite;
+    float *grad = t->grad[t->g];
+    t->pending = 0;
+    t->pending_frames = 0;
+    if (prepare(t, grad, &frames)) {
+        int rc = exchange_gradient(t, grad, frames);
+        if (rc != 0) return rc;
+    }
+    return t->nonfinite != nonfinite ? train_read(t) : 0;
+}
+
+/* --- one window */
+
+static void add_up(struct train *t, float *grad)
+{
+    float *sum = t->grad[t->g];
+    size_t P = t->job->facts.model.params;
+    if (grad == sum) return;
+    if (t->pending == 0) memset(sum, 0, P * sizeof *sum);
+    for (size_t i = 0; i < P; i++) sum[i] += grad[i];
+}
+
+static int window(struct train *t)
+{
+    const float *params = t->weights[t->base].values;
+    const struct minibatch *w = &t->window;
+    float *grad = t->one ? t->one : t->grad[t->g];
+    struct net_result r;
+    /* 1, 2: the prefetch thread joined, normalised and delayed what feed_fill gave to the streams */
+    feed_cut(t->feed, &t->window);                              /* 3: S streams cut to T frames */
+    net_forward(t->net, params, w->x, w->reset, w->target, &r); /* 4: forward, cross entropy */
+    int rc = t->overlap ? links_pump(t->links, 0) : 0;          /* keeps the last exchange going */
+    if (rc < 0) return rc;
+    if (r.frames) {
+        net_backward(t->net, params, w->x, w->reset, grad); /* 5: backward through T frames */
+        add_up(t, grad);
+    } else if (t->one && t->pending == 0) {
+        memset(t->grad[t->g], 0, t->job->facts.model.params * sizeof(float));
+    }
+    feed_account(t->feed, r.loss, r.frames, r.correct);
+    t->windows++;
+    t->frames += r.frames;
+    t->pending_frames += r.frames;
+    return ++t->pending >= t->push_every ? push(t) : 0; /* 6 to 11 */
+}
+
+/* No data: what is pending goes out; where all step together the others' steps still need ours. */
+static int empty(struct train *t)
+{
+    uint64_t version = t->weights[t->base].version[0];
+    if (t->pending == 0 && !t->together) return train_idle(t, TICK_MS);
+    int rc = push(t);
+    if (rc == 0 && t->weights[t->base].version[0] == version) rc = train_idle(t, EMPTY_MS);
+    return rc;
+}
+
+static int step(struct train *t)
+{
+    switch (feed_fill(t->feed, train_more(t), true)) {
+    case FEED_READY:
+        return window(t);
+    case FEED_EMPTY:
+        return empty(t);
+    default:
+        break; /* a stream waits for a lease */
+    }
+    if (t->pending && member_hold(t->links->member)) return push(t);
+    train_offer(t);
+    return train_idle(t, TICK_MS);
+}
+
+static void tell_leave(const struct train *t)
+{
+    const struct exchange_counts *c = exchange_counts(t->links->exchange);
+    log_event(LOG_INFO, "leave",
+              "\"windows\":%" PRIu64 ",\"frames\":%" PRIu64 ",\"nonfinite\":%" PRIu64
+              ",\"exchanges\":%" PRIu64 ",\"applied\":%" PRIu64 ",\"refused\":%" PRIu64 ",\"lost\":%" PRIu64
+              ",\"torn\":%" PRIu64 ",\"resent\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"unexpected\":%" PRIu64
+              ",\"staleness_max\":%" PRIu64,
+              t->windows, t->frames, t->nonfinite, c->exchanges, c->applied, c->refused, c->lost, c->torn,
+              c->resent, c->corrupt, c->unexpected, c->staleness_max);
+}
+
+int train_run(struct train *t)
+{
+    int rc = train_begin(t);
+    while (rc == 0) {
+        rc = *t->stop ? train_farewell(t) : train_turn(t);
+        if (rc == 0) rc = step(t);
+    }
+    tell_leave(t);
+    if (rc != ERR_AGAIN) member_leave(t->links->member);
+    return rc == TRAIN_OVER ? 0 : rc;
+}
+
+/* --- life */
+
+static void make_data(struct train *t)
+{
+    const struct config *c = &t->job->config;
+    const struct job_data *d = t->job->train;
+    struct feed_options o = {.seed = (uint64_t)c->train.seed,
+                             .streams = c->train.streams,
+                             .bsp = c->consistency.mode == CONSISTENCY_BSP,
+                             .utterances = (uint32_t)corpus_count(d->corpus)};
+    uint32_t dim = t->job->facts.model.spec.input;
+    t->prefetch = prefetch_new(d->corpus, &d->frontend, feed_capacity(&o));
+    t->streams = streams_new(c->train.window, c->train.streams, dim);
+    t->feed = feed_new(&o, t->prefetch, t->streams);
+    minibatch_init(&t->window, c->train.window, c->train.streams, dim);
+}
+
+static void make_maths(struct train *t)
+{
+    const struct config *c = &t->job->config;
+    size_t P = t->job->facts.model.params;
+    struct net_options o = {.window = c->train.window,
+                            .streams = c->train.streams,
+                            .gate_delta_clip = (float)c->train.gate_clip,
+                            .trains = true};
+    blas_use_one_thread();
+    t->net = net_new(&t->job->facts.model, &o);
+    for (int i = 0; i <= t->overlap; i++) {
+        weights_init(&t->weights[i], &t->job->blocks);
+        t->grad[i] = xaligned(P * sizeof(float));
+    }
+    if (t->push_every > 1) t->one = xaligned(P * sizeof(float));
+    double rows = (double)c->train.window * c->train.streams;
+    t->scale = c->train.gradient == GRADIENT_MEAN ? 1 / rows : 1;
+}
+
+struct train *train_new(const struct job *j, struct links *l, const volatile sig_atomic_t *stop)
+{
+    const struct config *c = &j->config;
+    struct train *t = xcalloc(1, sizeof *t);
+    t->job = j;
+    t->links = l;
+    t->stop = stop;
+    t->together = c->consistency.mode == CONSISTENCY_BSP && c->cluster.workers > 1;
+    t->overlap = t->together ? 0 : c->consistency.overlap; /* a step that waits for all hides nothing */
+    t->push_every = c->consistency.push_every;
+    t->pull_every = c->consistency.pull_every;
+    t->landing = -1;
+    t->given_seq = UINT64_MAX;
+    make_data(t);
+    make_maths(t);
+    return t;
+}
+
+void train_free(struct train **t_in)
+{
+    struct train *t = *t_in;
+    if (!t) return;
+    evaluate_free(&t->evaluate);
+    weights_fini(&t->eval_weights);
+    net_free(&t->net);
+    for (int i = 0; i <= t->overlap; i++) {
+        weights_fini(&t->weights[i]);
+        free(t->grad[i]);
+    }
+    free(t->one);
+    minibatch_fini(&t->window);
+    feed_free(&t->feed);
+    streams_free(&t->streams);
+    prefetch_free(&t->prefetch);
+    free(t->saved);
+    free(t);
+    *t_in = NULL;
+}

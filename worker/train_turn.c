@@ -1,0 +1,332 @@
+#include "common/clock.h"
+#include "common/err.h"
+#include "common/files.h"
+#include "common/log.h"
+#include "worker/capsule.h"
+#include "worker/train_state.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define TICK_MS      100
+#define AHEAD_S      30             /* seconds of work on hand */
+#define MAX_UNBEGUN  4              /* leases, beyond what fills the streams */
+#define EVAL_WINDOWS 8              /* between two pumps */
+#define REPORT_NS    (2 * NS_PER_S) /* TERM: for the last reports to be acknowledged */
+#define SPEED_NS     NS_PER_S
+
+/* Exchanges that are over. */
+static uint64_t seq_ended(const struct train *t)
+{
+    const struct exchange *x = t->links->exchange;
+    return exchange_seq(x) - (!exchange_idle(x) && exchange_seq(x) > 0);
+}
+
+static void tell_progress(struct train *t)
+{
+    const struct exchange_counts *c = exchange_counts(t->links->exchange);
+    uint64_t now = clock_now_ns(), passed = now - t->speed_at;
+    if (passed >= SPEED_NS) {
+        t->frames_per_s = (double)(t->frames - t->speed_frames) * 1e9 / (double)passed;
+        t->speed_at = now;
+        t->speed_frames = t->frames;
+    }
+    struct member_progress p = {seq_ended(t), t->frames, t->frames_per_s,
+                                c->applied ? (double)c->staleness_sum / (double)c->applied : 0};
+    member_progress(t->links->member, &p);
+}
+
+/* --- leases */
+
+static void report_used(struct train *t)
+{
+    struct msg_used used;
+    if (t->pending == 0) feed_pushed(t->feed, exchange_seq(t->links->exchange));
+    while (feed_take_used(t->feed, seq_ended(t), &used))
+        member_report(t->links->member, clock_now_ns(), &used);
+}
+
+static void give_back(struct train *t, const struct msg_lease *l)
+{
+    struct msg_used used = {.id = l->id, .kind = l->kind, .given_back = true};
+    member_report(t->links->member, clock_now_ns(), &used);
+}
+
+/* How many came; negative: one that makes no sense. */
+static int take_leases(struct train *t)
+{
+    struct msg_lease l;
+    int taken = 0;
+    while (member_take(t->links->member, &l)) {
+        taken++;
+        t->given_seq = UINT64_MAX; /* a capsule given before does not have it */
+        if (l.kind == LEASE_TRAIN) {
+            int rc = feed_add(t->feed, &l);
+            if (rc < 0) return rc;
+        } else if (t->num_evals < TRAIN_EVALS) {
+            t->evals[t->num_evals++] = l;
+        } else {
+            give_back(t, &l);
+        }
+    }
+    return taken;
+}
+
+static double frames_per_utterance(const struct train *t)
+{
+    const struct data_facts *d = &t->job->facts.train;
+    return d->utterances ? (double)d->frames / d->utterances : 0;
+}
+
+static bool wants_lease(const struct train *t)
+{
+    uint64_t waiting = feed_waiting(t->feed), streams = (uint64_t)t->job->config.train.streams;
+    if (t->job->config.consistency.mode == CONSISTENCY_BSP) return feed_unbegun(t->feed) == 0;
+    if (waiting < streams) return true;
+    double seconds =
+        t->frames_per_s > 0 ? (double)waiting * frames_per_utterance(t) / t->frames_per_s : AHEAD_S;
+    return seconds < AHEAD_S && feed_unbegun(t->feed) < MAX_UNBEGUN;
+}
+
+/* In step with others a capsule must have every lease that was granted before the step: so the asking is over
+ * before the window begins. */
+static int ask_leases(struct train *t)
+{
+    struct member *m = t->links->member;
+    bool wants = wants_lease(t);
+    member_want(m, wants);
+    while (t->together && wants && !member_waits(m) && !member_hold(m) && !*t->stop) {
+        int rc = train_idle(t, TICK_MS);
+        if (rc != 0) return rc;
+        rc = take_leases(t);
+        if (rc != 0) return rc < 0 ? rc : 0;
+    }
+    return 0;
+}
+
+bool train_more(const struct train *t)
+{
+    const struct member *m = t->links->member;
+    return member_hold(m) || !member_waits(m); /* during a hold the coordinator grants nothing */
+}
+
+/* --- evaluation */
+
+static int read_set(struct train *t, uint32_t set)
+{
+    if (t->eval_known && t->eval_set == set) return 0;
+    int rc = train_drain(t);
+    if (rc != 0) return rc;
+    if (!t->eval_weights.values) weights_init(&t->eval_weights, &t->job->blocks);
+    exchange_read(t->links->exchange, clock_now_ns(), set, &t->eval_weights);
+    rc = train_drain(t);
+    t->eval_known = rc == 0 && !exchange_read_failed(t->links->exchange);
+    t->eval_set = set;
+    return rc;
+}
+
+static void make_evaluate(struct train *t)
+{
+    const struct facts *f = &t->job->facts;
+    struct evaluate_options o = {.window = t->job->config.train.window,
+                                 .streams = t->job->config.train.streams,
+                                 .silence = f->silence,
+                                 .num_silence = f->num_silence};
+    t->evaluate = evaluate_new(&f->model, t->job->dev, &o);
+}
+
+static int run_evaluation(struct train *t, const struct msg_lease *l)
+{
+    if (!t->evaluate) make_evaluate(t);
+    evaluate_begin(t->evaluate, l->begin, l->end);
+    for (int n = 1; evaluate_step(t->evaluate, t->eval_weights.values); n++) {
+        int rc = n % EVAL_WINDOWS ? 0 : links_pump(t->links, 0);
+        if (rc < 0) return rc;
+    }
+    const struct evaluation *e = evaluate_sums(t->evaluate);
+    struct msg_used used = {.id = l->id,
+                            .kind = LEASE_EVAL,
+                            .frames = e->frames,
+                            .loss = e->loss,
+                            .correct = e->correct,
+                            .speech_frames = e->speech_frames,
+                            .speech_correct = e->speech_correct,
+                            .failed = e->failed};
+    member_report(t->links->member, clock_now_ns(), &used);
+    return 0;
+}
+
+static int evaluate_leases(struct train *t)
+{
+    int rc = 0;
+    for (int i = 0; rc == 0 && i < t->num_evals; i++) {
+        const struct msg_lease *l = &t->evals[i];
+        bool possible = t->job->dev && l->end <= corpus_count(t->job->dev->corpus);
+        if (possible) rc = read_set(t, l->set);
+        if (rc != 0) break;
+        if (possible && t->eval_known)
+            rc = run_evaluation(t, l);
+        else
+            give_back(t, l);
+    }
+    t->num_evals = 0;
+    return rc;
+}
+
+/* --- capsules */
+
+static void save_capsule(struct train *t)
+{
+    struct capsule c = {.model_hash = t->job->facts.model_hash,
+                        .windows = t->windows,
+                        .frames = t->frames,
+                        .nonfinite = t->nonfinite,
+                        .state_size = net_state_size(t->net)};
+    c.state = xcalloc((unsigned long)c.state_size, sizeof *c.state);
+    net_get_state(t->net, c.state);
+    feed_save(t->feed, &c.feed);
+    free(t->saved);
+    t->saved = capsule_write(&c, &t->saved_len);
+    t->saved_seq = seq_ended(t);
+    capsule_fini(&c);
+}
+
+static void give_saved(struct train *t)
+{
+    struct member *m = t->links->member;
+    uint32_t set = member_hold(m);
+    if (set == 0 || !t->saved || member_unacknowledged(m) > 0 || member_asking(m)) return;
+    if (t->given_set == set && t->given_seq == t->saved_seq) return;
+    if (t->saved_seq != seq_ended(t)) return; /* the step is over: the next boundary saves its own */
+    tell_progress(t);
+    member_give_capsule(m, clock_now_ns(), set, t->saved, t->saved_len);
+    t->given_set = set;
+    t->given_seq = t->saved_seq;
+}
+
+void train_offer(struct train *t)
+{
+    if (t->together && member_rank(t->links->member) > 0) give_saved(t);
+}
+
+/* An exact set: nothing is under way, all that ended is acknowledged, and nothing moves until the set is
+ * taken. */
+static int stand_still(struct train *t)
+{
+    struct member *m = t->links->member;
+    uint32_t set = member_hold(m);
+    int rc = train_settle(t);
+    member_want(m, false);
+    while (rc == 0 && member_hold(m) == set && !*t->stop) {
+        rc = take_leases(t);
+        if (rc < 0) return rc;
+        report_used(t);
+        if (member_unacknowledged(m) == 0 && !member_asking(m) &&
+            (t->given_set != set || t->given_seq == UINT64_MAX)) {
+            save_capsule(t);
+            give_saved(t);
+        }
+        rc = train_idle(t, TICK_MS);
+    }
+    t->given_seq = UINT64_MAX;
+    if (rc == 0 && t->pull_every > 1) rc = train_read(t); /* as a job that resumes from here does */
+    return rc;
+}
+
+/* --- the turn */
+
+/* With several workers in step only rank 0 stands still by itself: the others then cannot end the next step,
+ * and hand over what they were before it. So all capsules of a set are of the same step. */
+static int hold(struct train *t)
+{
+    struct member *m = t->links->member;
+    if (t->together) save_capsule(t);
+    bool leads = !t->together || member_rank(m) == 0;
+    return member_hold(m) && leads ? stand_still(t) : 0;
+}
+
+int train_turn(struct train *t)
+{
+    int rc = train_pump(t, 0);
+    if (rc != 0) return rc;
+    rc = take_leases(t);
+    if (rc < 0) return rc;
+    tell_progress(t);
+    report_used(t);
+    rc = ask_leases(t);
+    if (rc != 0 || t->pending) return rc;
+    report_used(t); /* a lease of which we have no utterance has ended as it came */
+    rc = evaluate_leases(t);
+    return rc != 0 ? rc : hold(t);
+}
+
+int train_farewell(struct train *t)
+{
+    uint64_t start = clock_now_ns();
+    int rc = train_settle(t);
+    if (rc != 0) return rc;
+    report_used(t);
+    while (member_unacknowledged(t->links->member) && clock_now_ns() - start < REPORT_NS) {
+        rc = train_pump(t, TICK_MS);
+        if (rc != 0) return rc;
+    }
+    return err_set(ERR_INTERRUPTED, "stopped by a signal");
+}
+
+/* --- the beginning */
+
+static int wait_for_job(struct train *t)
+{
+    const struct member *m = t->links->member;
+    while (member_number(m) == 0 || member_map_version(m) == 0 ||
+           (member_capsule_bytes(m) && !member_capsule(m))) {
+        if (*t->stop) return err_set(ERR_INTERRUPTED, "stopped before it had joined");
+        int rc = train_idle(t, TICK_MS);
+        if (rc != 0) return rc;
+    }
+    return 0;
+}
+
+static void open_log(struct train *t)
+{
+    uint64_t number = member_number(t->links->member);
+    char name[64];
+    snprintf(name, sizeof name, "logs/worker-%" PRIu64 ".jsonl", number);
+    char *path = files_join(t->job->run, name);
+    log_open("worker", number, t->job->run, path);
+    log_event(LOG_INFO, "joined", "\"member\":%" PRIu64 ",\"rank\":%u,\"capsule_bytes\":%" PRIu64, number,
+              member_rank(t->links->member), member_capsule_bytes(t->links->member));
+    free(path);
+}
+
+static int restore_capsule(struct train *t)
+{
+    const struct member *m = t->links->member;
+    struct capsule c;
+    if (member_capsule_bytes(m) == 0) return 0;
+    int rc = capsule_read(member_capsule(m), (size_t)member_capsule_bytes(m), &c);
+    if (rc < 0) return rc;
+    if (c.model_hash != t->job->facts.model_hash || c.state_size != net_state_size(t->net))
+        rc = err_set(ERR_MODEL, "the capsule of the checkpoint is of another model or number of streams than "
+                                "job.yaml says");
+    if (rc == 0) rc = feed_restore(t->feed, &c.feed);
+    if (rc == 0) {
+        net_set_state(t->net, c.state);
+        t->windows = c.windows;
+        t->frames = t->speed_frames = c.frames;
+        t->nonfinite = c.nonfinite;
+    }
+    capsule_fini(&c);
+    return rc;
+}
+
+int train_begin(struct train *t)
+{
+    int rc = wait_for_job(t);
+    if (rc != 0) return rc;
+    open_log(t);
+    rc = restore_capsule(t);
+    t->speed_at = clock_now_ns();
+    return rc < 0 ? rc : train_read(t);
+}
