@@ -5,6 +5,7 @@
 #include "common/files.h"
 #include "common/log.h"
 #include "server/checkpoint.h"
+#include "server/outbox.h"
 
 #include <fcntl.h>
 #include <inttypes.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #define WAIT_MS      100 /* at most, so that clocks are looked at */
+#define FULL_MS      1   /* while answers wait for room in a queue */
 #define SECOND       NS_PER_S
 #define SILENCE_NS   (60 * SECOND)
 #define TERM_WAIT_NS (10 * SECOND)
@@ -32,6 +34,7 @@ struct serve {
     struct link *link;
     struct shard *shard;
     struct checkpoint *checkpoint;
+    struct outbox *outbox;
     struct copy copies[MAX_COPIES + 2]; /* + the one being written and the one that waits for it */
     uint32_t num_copies;
     uint32_t keep_set;
@@ -185,11 +188,9 @@ static void tell_coordinator(struct serve *s, uint64_t now)
     link_tick(s->link, now, &s->is);
 }
 
-/* One line a second, if something was applied. */
-static void write_staleness(struct serve *s, uint64_t now)
+/* A line for what was applied since the last one. */
+static void write_staleness(struct serve *s)
 {
-    if (now < s->next_line) return;
-    s->next_line = now + SECOND;
     char *line = staleness_line(shard_staleness(s->shard), s->o->shard.shard, shard_version(s->shard),
                                 shard_num_members(s->shard));
     if (!line) return;
@@ -225,18 +226,20 @@ static int check_end(struct serve *s, uint64_t now)
 
 static void send_answer(void *ctx, uint64_t peer, const struct msg *m, struct frame **payload)
 {
-    if (wire_send(ctx, WIRE_ROUTER, peer, m, payload) < 0 && payload) frame_free(payload);
+    outbox_send(ctx, clock_now_ns(), peer, m, payload);
 }
 
 static int serve_loop(struct serve *s)
 {
     int rc = ERR_AGAIN;
+    bool is_full = false;
     while (rc == ERR_AGAIN) {
         struct msg m;
         struct frame *payload = NULL;
         int from;
         uint64_t peer;
-        bool has_message = wire_receive(s->wire, WAIT_MS, &from, &peer, &m, &payload) == 0;
+        bool has_message =
+            wire_receive(s->wire, is_full ? FULL_MS : WAIT_MS, &from, &peer, &m, &payload) == 0;
         uint64_t now = clock_now_ns();
         if (has_message && from == WIRE_ROUTER)
             shard_receive(s->shard, now, peer, &m, &payload);
@@ -246,8 +249,12 @@ static int serve_loop(struct serve *s)
             if (news < 0) rc = news;
         }
         frame_free(&payload);
+        is_full = outbox_flush(s->outbox, now);
         collect_written(s);
-        write_staleness(s, now);
+        if (now >= s->next_line) {
+            s->next_line = now + SECOND;
+            write_staleness(s);
+        }
         tell_coordinator(s, now);
         if (rc == ERR_AGAIN) rc = check_end(s, now);
     }
@@ -268,19 +275,22 @@ static int open_lines(const struct serve_options *o)
 int serve_run(const struct serve_options *o, struct wire *w, struct link *l, struct shard_state **state)
 {
     struct serve s = {.o = o, .wire = w, .link = l, .keep_set = o->set};
-    struct shard_io io = {.ctx = w, .send = send_answer};
     int rc = checkpoint_new(o->run, o->facts, o->shard.shard, o->shard.shards, &s.checkpoint);
     if (rc < 0) return rc;
+    s.outbox = outbox_new(w);
+    struct shard_io io = {.ctx = s.outbox, .send = send_answer};
     s.shard = shard_new(&o->shard, &io, state);
     s.lines = open_lines(o);
     s.is.copied = s.is.written = o->set;
     if (o->is_whole && o->set > 0) copy_shard(&s, o->set);
     wire_watch(w, checkpoint_fd(s.checkpoint));
     rc = serve_loop(&s);
+    write_staleness(&s);
     link_leave(l);
     wire_watch(w, -1);
     checkpoint_free(&s.checkpoint);
     shard_free(&s.shard);
+    outbox_free(&s.outbox);
     for (uint32_t i = 0; i < s.num_copies; i++) shard_state_free(&s.copies[i].state);
     if (s.lines >= 0) close(s.lines);
     return rc;

@@ -5,6 +5,7 @@
 #ifndef SERVER_COORDINATOR_COORDINATE_H
 #define SERVER_COORDINATOR_COORDINATE_H
 
+#include "common/blocks.h"
 #include "common/msg.h"
 #include "common/snapshot.h"
 #include "common/wire.h"
@@ -15,6 +16,7 @@
 struct coordinate_options {
     uint64_t job, model_hash;
     uint32_t shards;
+    struct blocks blocks; /* for the ranges in manifests; zeroed: they stay 0 */
     uint32_t epochs;
     bool bsp;
     uint32_t workers; /* bsp: the roster is complete with so many; also the number of ranks with capsules */
@@ -27,6 +29,15 @@ struct coordinate_options {
     uint32_t eval_utterances; /* of one evaluation lease: 16 */
     bool newbob;
     double start_improvement, end_improvement; /* relative, of the dev loss */
+};
+
+/* One epoch that has ended, and its evaluation if there is dev data. */
+struct coordinate_epoch {
+    uint32_t epoch;                    /* from 1 */
+    uint32_t halve_from;               /* newbob: in force; 0: not yet */
+    double train_loss, train_accuracy; /* per frame, fraction; NAN: nothing was reported */
+    bool evaluated;
+    double dev_loss, dev_accuracy, dev_accuracy_speech; /* NAN: unknown */
 };
 
 struct coordinate_capsule {
@@ -42,9 +53,14 @@ struct coordinate_io {
      * it is sent before. */
     void (*journal)(void *ctx, const char *row);
     /* All of a set is written. manifest is complete but for the capsules' files: blobs in rank order.
-     * Answered by coordinate_set_done, perhaps later. */
+     * Answered by coordinate_set_done, perhaps later; manifest (which the callee may complete) and capsules
+     * are borrowed until then. manifest->state is the object {"rows":[...]}. */
     void (*complete)(void *ctx, struct manifest *manifest, const struct coordinate_capsule *capsules,
                      uint32_t num_capsules);
+    /* May be NULL: an epoch has its dev result (or ended, where there is no dev data). */
+    void (*epoch_done)(void *ctx, const struct coordinate_epoch *e);
+    /* May be NULL: the learning rate at the end of an epoch (from 1), for the status. */
+    double (*rate)(void *ctx, uint32_t epoch, uint32_t halve_from);
 };
 
 struct coordinator;
@@ -54,6 +70,12 @@ struct coordinator *coordinate_new(const struct coordinate_options *o, const str
 void coordinate_free(struct coordinator **c);
 /* One row of a journal or manifest. ERR_DATA with a sentence for nonsense; only before coordinate_start. */
 int coordinate_apply_row(struct coordinator *c, const char *row);
+/* The state of a manifest: {"rows":[...]}, each row applied. */
+int coordinate_apply_state(struct coordinator *c, const char *state);
+/* Of a row (of a journal whose state is not taken up) only the numbers that never go back: incarnation,
+ * generations, next member, lease, set and roster. Nonsense is ERR_DATA. A resume applies the newest
+ * manifest's state and then the journal's rows by this. */
+int coordinate_apply_counters(struct coordinator *c, const char *row);
 /* After the rows: incarnation + 1. restored: all processes are new and take up the set `set` (job generation
  * + 1; leases of members that are gone are open again, or wait with their capsule for the rank they belong
  * to). Otherwise only the coordinator was away. */
@@ -80,6 +102,10 @@ bool coordinate_needs_restore(const struct coordinator *c);
 /* Progress for RUN/status.json (see deploy/status.c), owned by the caller. */
 char *coordinate_status(const struct coordinator *c, uint64_t now, const char *run);
 uint64_t coordinate_generation(const struct coordinator *c); /* of the job */
+/* The set whose capsules are to be given after a start that was no restore, too: bsp; workers may not have
+ * fetched theirs yet. 0: none. */
+uint32_t coordinate_capsules_of(const struct coordinator *c);
+uint32_t coordinate_incarnation(const struct coordinator *c);
 
 /* --- for the simulator's checks */
 struct coordinate_account {

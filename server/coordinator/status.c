@@ -1,0 +1,170 @@
+/* Where the job stands, for RUN/status.json. The keys are those that deploy/status.c shows. */
+#include "common/clock.h"
+#include "common/err.h"
+#include "server/coordinator/epochs.h"
+#include "server/coordinator/members.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static json_t *real(double v)
+{
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
+static json_t *whole(uint64_t v)
+{
+    return json_integer((json_int_t)(v < MAX_NUMBER ? v : MAX_NUMBER));
+}
+
+static json_t *text(const char *s)
+{
+    json_t *t = json_string(s);
+    return t ? t : json_string("?");
+}
+
+static double seconds(uint64_t from, uint64_t to)
+{
+    return to > from ? (double)(to - from) / NS_PER_S : 0;
+}
+
+/* Frames per second over the last minute. */
+static double job_rate(const struct coordinator *c, uint64_t now)
+{
+    if (c->num_samples < 2) return NAN;
+    uint64_t first = c->samples[0].frames, last = c->samples[c->num_samples - 1].frames;
+    double span = seconds(c->samples[0].at, c->samples[c->num_samples - 1].at);
+    (void)now;
+    return span > 0 && last >= first ? (double)(last - first) / span : NAN;
+}
+
+/* In bsp a lease lasts a whole epoch, so what the beats tell is nearer to the truth there. */
+static double frames_done(const struct coordinator *c)
+{
+    uint64_t used = epochs_frames(c), told = c->frames_gone;
+    for (uint32_t i = 0; i < c->num_members; i++) told += c->members[i]->beat.frames;
+    uint64_t seen = c->frames_start + told;
+    return (double)(c->o.bsp && seen > used ? seen : used);
+}
+
+static const char *state_name(const struct coordinator *c)
+{
+    if (c->command == COMMAND_FINISH) return "finished";
+    if (c->restore) return "restoring";
+    if (c->command == COMMAND_INTERRUPT) return "interrupted";
+    if (c->interrupt_at) return "stopping";
+    if (!members_map_complete(c) || members_workers(c) == 0) return "starting";
+    return epochs_all_turned(c) ? "ending" : "running";
+}
+
+static json_t *shard_rows(const struct coordinator *c, uint64_t now)
+{
+    json_t *rows = json_array();
+    for (uint32_t k = 0; k < c->o.shards; k++) {
+        const struct seat *s = &c->seats[k];
+        uint32_t first = 0, count = 0;
+        json_t *row = json_pack("{s:I, s:o, s:I}", "shard", (json_int_t)k, "endpoint", text(s->endpoint),
+                                "generation", (json_int_t)s->generation);
+        if (c->o.blocks.count) {
+            blocks_of_shard(&c->o.blocks, c->o.shards, k, &first, &count);
+            json_object_set_new(row, "blocks", json_integer(count));
+        }
+        if (s->has_beat) {
+            json_object_set_new(row, "version", whole(s->beat.version));
+            json_object_set_new(row, "p50", whole(s->beat.p50));
+            json_object_set_new(row, "p95", whole(s->beat.p95));
+            json_object_set_new(row, "max", whole(s->beat.max));
+            json_object_set_new(row, "applied", whole(s->beat.applied));
+            json_object_set_new(row, "refused", whole(s->beat.refused));
+        }
+        json_object_set_new(row, "age_s", real(seconds(c->sets.newest_at, now)));
+        json_array_append_new(rows, row);
+    }
+    return rows;
+}
+
+static json_t *worker_rows(const struct coordinator *c, uint64_t now)
+{
+    json_t *rows = json_array();
+    for (uint32_t i = 0; i < c->num_members; i++) {
+        const struct member *m = c->members[i];
+        if (m->role != ROLE_WORKER) continue;
+        double silent = seconds(m->seen, now);
+        const char *state = !m->has_beat      ? "joining"
+                            : silent > 5      ? "silent"
+                            : m->beat.holding ? "holding"
+                                              : "live";
+        json_array_append_new(rows, json_pack("{s:o, s:o, s:o, s:s, s:o, s:o, s:o, s:o}", "member",
+                                              whole(m->number), "host", text(m->host), "pid", whole(m->pid),
+                                              "state", state, "frames_per_s", real(m->beat.frames_per_s),
+                                              "frames", whole(m->beat.frames), "staleness_mean",
+                                              real(m->beat.staleness_mean), "last_seen_s", real(silent)));
+    }
+    return rows;
+}
+
+static json_t *epoch_rows(const struct coordinator *c, struct coordinate_epoch *last_dev)
+{
+    json_t *rows = json_array();
+    for (uint32_t i = 0; i < c->num_epochs; i++) {
+        struct coordinate_epoch e;
+        if (!c->epochs[i].turned) continue;
+        epochs_result(c, i, &e);
+        if (e.evaluated) *last_dev = e;
+        double rate = c->io.rate ? c->io.rate(c->io.ctx, i + 1, c->halve_from) : (double)NAN;
+        json_array_append_new(
+            rows, json_pack("{s:I, s:o, s:o, s:o, s:o, s:o, s:o}", "epoch", (json_int_t)e.epoch, "train_loss",
+                            real(e.train_loss), "train_accuracy", real(e.train_accuracy), "rate", real(rate),
+                            "dev_loss", real(e.dev_loss), "dev_accuracy", real(e.dev_accuracy),
+                            "dev_accuracy_speech", real(e.dev_accuracy_speech)));
+    }
+    return rows;
+}
+
+/* Of the epoch under way; before its first report, of the one before. */
+static double train_loss(const struct coordinator *c)
+{
+    for (uint32_t i = c->num_epochs; i-- > 0;) {
+        const struct sums *s = &c->epochs[i].pile.sums;
+        if (s->frames) return s->loss / (double)s->frames;
+    }
+    return NAN;
+}
+
+static void add_progress(const struct coordinator *c, uint64_t now, json_t *s)
+{
+    double total = (double)c->limit * (double)c->o.train.frames, used = frames_done(c),
+           rate = job_rate(c, now);
+    bool over = c->command == COMMAND_FINISH || epochs_all_turned(c);
+    double done = over ? 1 : total > 0 ? fmin(used / total, 0.999999) : 0;
+    uint32_t epoch = epochs_turned(c) + 1;
+    json_object_set_new(s, "epoch", json_integer(epoch < c->limit ? epoch : c->limit));
+    json_object_set_new(s, "epochs", json_integer(c->limit));
+    json_object_set_new(s, "done", real(done));
+    json_object_set_new(s, "frames_per_s", real(over ? (double)NAN : rate));
+    json_object_set_new(s, "loss", real(train_loss(c)));
+    json_object_set_new(s, "eta_s", real(over ? 0 : rate > 0 ? (1 - done) * total / rate : (double)NAN));
+}
+
+char *coordinate_status(const struct coordinator *c, uint64_t now, const char *run)
+{
+    struct coordinate_epoch dev = {.dev_loss = NAN, .dev_accuracy = NAN};
+    json_t *s = json_pack("{s:o, s:s}", "run", text(run), "state", state_name(c));
+    add_progress(c, now, s);
+    json_t *epochs = epoch_rows(c, &dev);
+    json_object_set_new(s, "dev_loss", real(dev.dev_loss));
+    json_object_set_new(s, "dev_accuracy", real(dev.dev_accuracy));
+    json_object_set_new(s, "incarnation", json_integer(c->incarnation));
+    json_object_set_new(s, "generation", json_integer(c->generation));
+    json_object_set_new(s, "checkpoint",
+                        json_pack("{s:I, s:o}", "set", (json_int_t)c->sets.newest, "age_s",
+                                  real(seconds(c->sets.newest_at, now))));
+    json_object_set_new(s, "shards", shard_rows(c, now));
+    json_object_set_new(s, "workers", worker_rows(c, now));
+    json_object_set_new(s, "epochs_done", epochs);
+    char *out = json_dumps(s, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    ASSERT(out);
+    json_decref(s);
+    return out;
+}
