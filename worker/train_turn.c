@@ -170,8 +170,10 @@ static int evaluate_leases(struct train *t)
         else
             give_back(t, l);
     }
+    bool evaluated = t->num_evals > 0;
     t->num_evals = 0;
-    return rc;
+    /* meanwhile the others went on: do not compute with weights that are hundreds of updates old */
+    return rc == 0 && evaluated && !t->together && t->pull_every == 1 ? train_read(t) : rc;
 }
 
 /* --- capsules */

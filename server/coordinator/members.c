@@ -240,6 +240,8 @@ void members_receive_join(struct coordinator *c, uint64_t peer, const struct msg
         m->peer = peer;
         m->reached = true;
         m->seen = c->now;
+        /* a coordinator that died between the row of the member and those of its leases left this undone */
+        if (m->role == ROLE_WORKER) leases_claim(c, m);
         send_joined(c, m);
     }
 }
