@@ -2,6 +2,10 @@
 # VARIANT = release | debug | asan | tsan; everything lands in build/$(VARIANT).
 
 VARIANT ?= release
+# V=1 shows the commands whole.
+ifneq ($(V),1)
+Q := @
+endif
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -92,11 +96,11 @@ help: ## this list
 # --- generated code: without our warnings
 $(GEN)/proto/chorale.pb-c.c: proto/chorale.proto
 	@mkdir -p $(@D)
-	protoc --c_out=$(GEN) $<
+	$(Q)protoc --c_out=$(GEN) $<
 $(GEN)/proto/chorale.pb-c.h: $(GEN)/proto/chorale.pb-c.c ;
 $(OBJ)/gen/chorale.pb-c.o: $(GEN)/proto/chorale.pb-c.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_ALL) -w -c $< -o $@
+	$(Q)$(CC) $(CFLAGS_ALL) -w -c $< -o $@
 $(OBJ)/common/msg.o: | $(GEN)/proto/chorale.pb-c.h
 
 # --- kernels name their instruction set in the file name; the plan asks the CPU before it calls them
@@ -104,11 +108,13 @@ $(OBJ)/%_avx2.o: EXTRA := -mavx2 -mfma -mf16c -O3
 $(OBJ)/%_avx512.o: EXTRA := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx2 -mfma -O3
 $(OBJ)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_ALL) $(WARN) $(EXTRA) -MMD -MP -c $< -o $@
+	@echo "  cc   $(VARIANT)  $<"
+	$(Q)$(CC) $(CFLAGS_ALL) $(WARN) $(EXTRA) -MMD -MP -c $< -o $@
 # the maths once more in double precision with libm, as the reference of the tests
 $(OBJ)/nnet64/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_ALL) $(WARN) -DREAL_DOUBLE -MMD -MP -c $< -o $@
+	@echo "  cc   $(VARIANT)  $<"
+	$(Q)$(CC) $(CFLAGS_ALL) $(WARN) -DREAL_DOUBLE -MMD -MP -c $< -o $@
 
 $(LIB_COMMON): $(call objs,$(COMMON)) $(if $(wildcard proto/chorale.proto),$(OBJ)/gen/chorale.pb-c.o)
 $(LIB_SERVER): $(call objs,$(SERVER))
@@ -118,11 +124,12 @@ NNET64_SRC := $(filter-out %_avx2.c %_avx512.c,$(NNET))
 $(LIB_NNET64): $(patsubst %.c,$(OBJ)/nnet64/%.o,$(NNET64_SRC))
 %.a:
 	@rm -f $@
-	ar rcs $@ $^
+	$(Q)ar rcs $@ $^
 
 define link
 @mkdir -p $(@D)
-$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS) $(EXTRA_LIBS)
+@echo "  link $(VARIANT)  $(notdir $@)"
+$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS) $(EXTRA_LIBS)
 endef
 define main_rule
 $(call program,$(2)): $(OBJ)/$(basename $(1)).o $(3) $(LIB_COMMON)

@@ -60,7 +60,7 @@
     N(member), N(id), N(kind), N(last_seq), N(frames), N(loss), N(correct), N(speech_frames),                \
         N(speech_correct), N(failed), N(given_back)
 #define NUMBERS_used_ok(N)     N(id)
-#define NUMBERS_capsule(N)     N(member), N(set), N(offset), N(total), N(hash)
+#define NUMBERS_capsule(N)     N(member), N(set), N(offset), N(total), N(hash), N(request)
 #define NUMBERS_capsule_ask(N) N(member), N(offset)
 #define NUMBERS_leave(N)       N(member)
 #define NUMBERS_gone(N)        N(pid)
@@ -221,7 +221,7 @@ static int check_names(const struct msg *m)
     case MSG_ORDER:
         return at_most("command", m->order.command, COMMAND_DIVERGED);
     case MSG_LEASE:
-        return at_most("kind of lease", m->lease.kind, LEASE_EVAL);
+        return at_most("kind of lease", m->lease.kind, LEASE_HELD);
     case MSG_USED:
         return at_most("kind of lease", m->used.kind, LEASE_EVAL);
     default:

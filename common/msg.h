@@ -73,7 +73,8 @@ enum msg_command {
 enum msg_lease_kind {
     LEASE_WAIT = 0, /* nothing now: ask again later */
     LEASE_TRAIN = 1,
-    LEASE_EVAL = 2
+    LEASE_EVAL = 2,
+    LEASE_HELD = 3 /* nothing while a set is being taken: not WAIT, there may be more right after */
 };
 
 struct msg_hello {
@@ -217,6 +218,7 @@ struct msg_capsule {
     uint64_t member;
     uint32_t set;
     uint64_t offset, total, hash; /* hash: XXH3 of this payload */
+    uint64_t request;             /* the last LEASE_ASK that was answered before the capsule was made */
 };
 struct msg_capsule_ask {
     uint64_t member, offset;

@@ -153,6 +153,7 @@ static void take_hold(struct member *m, uint64_t now, const struct msg_order *o)
     }
     if (o->set != 0) m->hold_done = m->hold;
     m->hold = hold;
+    if (hold == 0 && !m->asking) m->ask_at = now;
     m->zero_since = 0;
     drop_give(m);
     m->beat_at = now;
@@ -211,9 +212,14 @@ static bool is_lease(const struct msg_lease *l)
 static void receive_lease(struct member *m, uint64_t now, const struct msg_lease *l)
 {
     if (!m->asking || l->request != m->request) return;
-    if (l->kind != LEASE_WAIT && !is_lease(l)) return;
+    if (l->kind != LEASE_WAIT && l->kind != LEASE_HELD && !is_lease(l)) return;
     m->asking = false;
     m->ask_at = now;
+    if (l->kind == LEASE_HELD) {
+        m->ask_at = now + WAIT_NS; /* or once the hold is over */
+        m->waits = false;
+        return;
+    }
     if (l->kind == LEASE_WAIT) {
         if (!m->fresh) return; /* asked before the wish was last withdrawn: ask anew */
         m->pause = m->waits && m->pause > 0 ? m->pause * 2 : WAIT_NS;
@@ -266,7 +272,7 @@ void member_give_capsule(struct member *m, uint64_t now, uint32_t set, const voi
 {
     ASSERT(len > 0 && set != 0);
     if (set != m->hold) return;
-    struct give g = {.len = len, .at = now, .seq = m->progress.seq, .set = set};
+    struct give g = {.len = len, .at = now, .seq = m->progress.seq, .request = m->request, .set = set};
     g.attempt = m->give.data != NULL ? m->give.attempt + 1 : 0;
     g.first = len < MEMBER_PAGE ? len : MEMBER_PAGE;
     g.first -= g.attempt % g.first;

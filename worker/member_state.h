@@ -19,7 +19,7 @@ struct report {
 struct give {
     uint8_t *data; /* NULL: none */
     uint64_t len, have, first, at;
-    uint64_t seq; /* exchanges that had ended when it was given */
+    uint64_t seq, request; /* exchanges that had ended, and the last question answered, when it was given */
     uint32_t set, attempt;
     bool begun; /* the first page has arrived */
 };

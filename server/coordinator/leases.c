@@ -68,14 +68,26 @@ static bool find_train(struct coordinator *c, const struct member *m, struct pla
     return false;
 }
 
+/* An exact set is being taken, and what would be granted now were missing in it. In bsp a rank may need a
+ * lease to come to the step where all stand: that one is granted, and its capsule must be made after it. */
 static bool is_held(const struct coordinator *c)
 {
-    return c->sets.exact && (c->sets.phase == SET_HOLD || c->sets.phase == SET_COPY);
+    return c->sets.exact && (c->sets.phase == SET_COPY || (c->sets.phase == SET_HOLD && !c->o.bsp));
+}
+
+static void spoil_capsule(struct coordinator *c, struct member *m)
+{
+    if (!c->sets.exact || c->sets.phase != SET_HOLD) return;
+    m->capsule_after = m->request;
+    m->capsule_set = 0;
+    m->capsule_len = m->capsule_total = 0;
+    m->beat.holding = 0;
 }
 
 static bool find_work(struct coordinator *c, const struct member *m, struct place *out)
 {
     if (c->command != COMMAND_RUN || is_held(c)) return false;
+    if (c->sets.exact && c->sets.phase == SET_HOLD) return find_train(c, m, out);
     return find_eval(c, m, out) || find_overdue(c, m, false, out) || find_train(c, m, out) ||
            find_overdue(c, m, true, out);
 }
@@ -84,7 +96,7 @@ static void send_lease(struct coordinator *c, const struct member *m, const stru
 {
     struct msg out = {.type = MSG_LEASE, .job = c->o.job};
     out.lease.request = m->request;
-    out.lease.kind = l ? l->kind : LEASE_WAIT;
+    out.lease.kind = l ? l->kind : m->held ? LEASE_HELD : LEASE_WAIT;
     if (l) {
         const struct chunk *k = &piles_find(c, l->kind, l->where)->chunks[l->chunk];
         bool ranked = l->kind == LEASE_TRAIN && c->epochs[l->where].span == 0;
@@ -119,7 +131,9 @@ static void answer(struct coordinator *c, struct member *m)
 {
     struct place at;
     const struct lease *l = find_work(c, m, &at) ? grant(c, m, &at) : NULL;
+    if (l) spoil_capsule(c, m);
     m->answer = l ? l->id : 0;
+    m->held = !l && is_held(c);
     send_lease(c, m, l);
 }
 

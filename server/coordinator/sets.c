@@ -157,6 +157,7 @@ void sets_receive_capsule(struct coordinator *c, struct member *m, const struct 
 {
     size_t len = payload ? frame_len(payload) : 0;
     if (m->role != ROLE_WORKER || c->sets.phase != SET_HOLD || p->set != c->sets.set || len == 0) return;
+    if (p->request < m->capsule_after) return;
     if (p->total > CAPSULE_MAX || p->offset >= p->total || len > p->total - p->offset) return;
     const char *data = frame_data(payload);
     if (wire_hash(data, len) != p->hash) return;

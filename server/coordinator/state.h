@@ -72,6 +72,7 @@ struct member {
     uint32_t role, rank;              /* rank of a worker, shard of a server */
     char host[64], endpoint[MSG_MAX_ENDPOINT];
     uint64_t request, answer; /* the last LEASE_ASK, and the lease it got (0: WAIT) */
+    bool held;                /* the answer was HELD, not WAIT */
     bool deferred;            /* bsp: asked before there was a roster */
     struct msg_beat beat;
     bool has_beat;
@@ -79,6 +80,7 @@ struct member {
     char *capsule;                                      /* owned */
     uint64_t capsule_len, capsule_total, capsule_first; /* bytes here, in all, of the first page */
     uint32_t capsule_set;
+    uint64_t capsule_after; /* a capsule made before this request was answered lacks its lease */
 };
 
 struct seat {

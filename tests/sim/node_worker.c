@@ -233,6 +233,7 @@ static bool idle(struct sim_worker *w)
         if (first) memmove(p->leases + 1, p->leases, p->num_leases * sizeof l);
         p->leases[first ? 0 : p->num_leases] = l;
         p->num_leases++;
+        w->gave_set = 0; /* a capsule given before does not have it */
     }
     bool nothing = p->num_leases == 0;
     member_want(w->member, p->num_leases < 2);
@@ -246,7 +247,10 @@ static bool idle(struct sim_worker *w)
         return false;
     }
     w->pads = nothing;
-    if (nothing && (w->s->plan.mode != MODE_BSP || !member_waits(w->member))) return false;
+    if (nothing && (w->s->plan.mode != MODE_BSP || !member_waits(w->member))) {
+        if (member_hold(w->member)) give(w, p); /* in need of a lease it stands, too */
+        return false;
+    }
     w->before = *p;
     if (p->windows_left == 0 && !nothing)
         p->windows_left = check_windows(&w->s->plan, p->leases[0].epoch, p->leases[0].begin);

@@ -104,7 +104,8 @@ static const struct shape {
     {MSG_USED_OK, sizeof(struct msg_used_ok), {F(used_ok, id)}},
     {MSG_CAPSULE,
      sizeof(struct msg_capsule),
-     {F(capsule, member), F(capsule, set), F(capsule, offset), F(capsule, total), F(capsule, hash)}},
+     {F(capsule, member), F(capsule, set), F(capsule, offset), F(capsule, total), F(capsule, hash),
+      F(capsule, request)}},
     {MSG_CAPSULE_ASK, sizeof(struct msg_capsule_ask), {F(capsule_ask, member), F(capsule_ask, offset)}},
     {MSG_LEAVE, sizeof(struct msg_leave), {F(leave, member)}},
     {MSG_GONE, sizeof(struct msg_gone), {F(gone, host), F(gone, pid)}},
@@ -175,7 +176,7 @@ static void limit_names(struct msg *m)
     if (m->type == MSG_JOIN) m->join.role %= ROLE_SERVER + 1;
     if (m->type == MSG_BEAT) m->beat.role %= ROLE_SERVER + 1;
     if (m->type == MSG_ORDER) m->order.command %= COMMAND_DIVERGED + 1;
-    if (m->type == MSG_LEASE) m->lease.kind %= LEASE_EVAL + 1;
+    if (m->type == MSG_LEASE) m->lease.kind %= LEASE_HELD + 1;
     if (m->type == MSG_USED) m->used.kind %= LEASE_EVAL + 1;
 }
 
@@ -350,7 +351,7 @@ static void test_msg_names_out_of_range_are_refused(void **state)
                         {.type = MSG_JOIN, .join = {.role = ROLE_SERVER + 1}},
                         {.type = MSG_BEAT, .beat = {.role = ROLE_SERVER + 1}},
                         {.type = MSG_ORDER, .order = {.command = COMMAND_DIVERGED + 1}},
-                        {.type = MSG_LEASE, .lease = {.kind = LEASE_EVAL + 1}},
+                        {.type = MSG_LEASE, .lease = {.kind = LEASE_HELD + 1}},
                         {.type = MSG_USED, .used = {.kind = UINT32_MAX}}};
     uint8_t header[MSG_MAX_HEADER];
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)

@@ -216,7 +216,7 @@ static void a_job_with_one_worker_holds_it_until_all_servers_have_copied(void **
     struct msg_lease ahead = ask(b, 1, m, 4);
     used(b, 1, m, &kept, 100); /* the epoch turns, one lease of the next is on hand */
     assert_int_equal(order_of(b, 1).hold, 1);
-    assert_int_equal(ask(b, 1, m, 5).kind, LEASE_WAIT); /* nothing new while it is held */
+    assert_int_equal(ask(b, 1, m, 5).kind, LEASE_HELD); /* nothing new while it is held */
     serve_set(b, 8, s0, true);
     assert_int_equal(order_of(b, 8).set, 0); /* servers copy only once the capsule is here */
     give_capsule(b, 1, m, 1, "the capsule", 0);

@@ -102,7 +102,7 @@ static void send_page(struct world *w, uint64_t offset)
 {
     struct msg m = {.type = MSG_CAPSULE};
     uint64_t len = w->out_len - offset < 1000 ? w->out_len - offset : 1000;
-    m.capsule = (struct msg_capsule){42, 0, offset, w->out_len, wire_hash(w->out + offset, len)};
+    m.capsule = (struct msg_capsule){42, 0, offset, w->out_len, wire_hash(w->out + offset, len), 0};
     struct frame *f = frame_copy(w->out + offset, len);
     post(w, false, &m, f);
     frame_free(&f);
