@@ -65,7 +65,7 @@ static bool goes_out(struct outbox *b, struct letter *l, uint64_t now, bool is_b
 {
     int rc = is_blocked ? ERR_AGAIN : wire_send(b->wire, WIRE_ROUTER, l->peer, &l->msg, &l->payload);
     if (rc == 0) return true;
-    if (rc == ERR_AGAIN && now - l->since < MAX_WAIT_NS) return false;
+    if (rc == ERR_AGAIN && now < l->since + MAX_WAIT_NS) return false;
     b->dropped++;
     frame_free(&l->payload);
     return true;

@@ -272,6 +272,17 @@ static int open_lines(const struct serve_options *o)
     return fd;
 }
 
+static void tell_leave(const struct serve *s)
+{
+    const struct shard_counts *n = shard_counts(s->shard);
+    log_event(LOG_INFO, "leave",
+              "\"applied\":%" PRIu64 ",\"duplicate\":%" PRIu64 ",\"late\":%" PRIu64 ",\"nonfinite\":%" PRIu64
+              ",\"norm\":%" PRIu64 ",\"generation\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"stranger\":%" PRIu64
+              ",\"malformed\":%" PRIu64 ",\"answers_dropped\":%" PRIu64 ",\"messages_dropped\":%" PRIu64,
+              n->applied, n->duplicate, n->late, n->nonfinite, n->norm, n->generation, n->corrupt,
+              n->stranger, n->malformed, outbox_dropped(s->outbox), wire_dropped(s->wire));
+}
+
 int serve_run(const struct serve_options *o, struct wire *w, struct link *l, struct shard_state **state)
 {
     struct serve s = {.o = o, .wire = w, .link = l, .keep_set = o->set};
@@ -286,6 +297,7 @@ int serve_run(const struct serve_options *o, struct wire *w, struct link *l, str
     wire_watch(w, checkpoint_fd(s.checkpoint));
     rc = serve_loop(&s);
     write_staleness(&s);
+    tell_leave(&s);
     link_leave(l);
     wire_watch(w, -1);
     checkpoint_free(&s.checkpoint);
