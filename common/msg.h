@@ -218,7 +218,7 @@ struct msg_capsule {
     uint64_t member;
     uint32_t set;
     uint64_t offset, total, hash; /* hash: XXH3 of this payload */
-    uint64_t request;             /* the last LEASE_ASK that was answered before the capsule was made */
+    uint64_t request;             /* the last LEASE_ASK whose lease is in it */
 };
 struct msg_capsule_ask {
     uint64_t member, offset;

@@ -237,6 +237,7 @@ bool member_take(struct member *m, struct msg_lease *out)
 {
     if (m->queue_len == 0) return false;
     *out = m->queue[m->queue_head];
+    m->taken = out->request;
     m->queue_head = (m->queue_head + 1) % m->o.max_leases;
     m->queue_len--;
     return true;
@@ -272,7 +273,7 @@ void member_give_capsule(struct member *m, uint64_t now, uint32_t set, const voi
 {
     ASSERT(len > 0 && set != 0);
     if (set != m->hold) return;
-    struct give g = {.len = len, .at = now, .seq = m->progress.seq, .request = m->request, .set = set};
+    struct give g = {.len = len, .at = now, .seq = m->progress.seq, .request = m->taken, .set = set};
     g.attempt = m->give.data != NULL ? m->give.attempt + 1 : 0;
     g.first = len < MEMBER_PAGE ? len : MEMBER_PAGE;
     g.first -= g.attempt % g.first;

@@ -19,7 +19,7 @@ struct report {
 struct give {
     uint8_t *data; /* NULL: none */
     uint64_t len, have, first, at;
-    uint64_t seq, request; /* exchanges that had ended, and the last question answered, when it was given */
+    uint64_t seq, request; /* exchanges that had ended, and `taken`, when it was given */
     uint32_t set, attempt;
     bool begun; /* the first page has arrived */
 };
@@ -46,7 +46,7 @@ struct member {
     struct msg_lease *queue; /* ring of max_leases */
     uint32_t queue_head, queue_len;
     bool want, asking, fresh, waits; /* fresh: asked since want became true */
-    uint64_t request, ask_at, pause;
+    uint64_t request, taken, ask_at, pause; /* taken: the question whose lease was last taken */
     struct report *reports; /* (MEMBER_MAX_USED) */
     int num_reports;
     /* capsules */

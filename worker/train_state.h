@@ -15,6 +15,7 @@ struct train {
     const struct job *job;
     struct links *links;
     const volatile sig_atomic_t *stop;
+    bool waits;    /* together: the coordinator has no more data for us */
     bool together; /* bsp with several workers: every step needs a push of every one */
     int overlap, push_every, pull_every;
     double scale; /* of the summed gradient */

@@ -89,26 +89,35 @@ static bool wants_lease(const struct train *t)
     return seconds < AHEAD_S && feed_unbegun(t->feed) < MAX_UNBEGUN;
 }
 
-/* In step with others a capsule must have every lease that was granted before the step: so the asking is over
- * before the window begins. */
-static int ask_leases(struct train *t)
+/* In step with others a capsule must have every lease that was granted before the step: so all asking is over
+ * before the window begins, and none begins during the step. */
+static int ask_in_step(struct train *t)
 {
     struct member *m = t->links->member;
     bool wants = wants_lease(t);
     member_want(m, wants);
-    while (t->together && wants && !member_waits(m) && !member_hold(m) && !*t->stop) {
+    while (!*t->stop && (member_asking(m) || (wants && !member_waits(m) && !member_hold(m)))) {
         int rc = train_idle(t, TICK_MS);
         if (rc != 0) return rc;
         rc = take_leases(t);
-        if (rc != 0) return rc < 0 ? rc : 0;
+        if (rc < 0) return rc;
+        if (wants && !wants_lease(t)) member_want(m, wants = false);
     }
+    t->waits = wants && member_waits(m);
+    member_want(m, false);
+    return 0;
+}
+
+static int ask_leases(struct train *t)
+{
+    if (t->together) return ask_in_step(t);
+    member_want(t->links->member, wants_lease(t));
     return 0;
 }
 
 bool train_more(const struct train *t)
 {
-    const struct member *m = t->links->member;
-    return member_hold(m) || !member_waits(m); /* during a hold the coordinator grants nothing */
+    return t->together ? !t->waits : !member_waits(t->links->member);
 }
 
 /* --- evaluation */

@@ -252,7 +252,7 @@ static void run_net(struct score *s)
 /* s->in, as read. */
 static int score_utterance(struct score *s, const char *id, struct ark_writer *to)
 {
-    uint32_t speaker;
+    uint32_t speaker = 0;
     int rc = check_features(s);
     if (rc == 0) rc = find_speaker(s, id, &speaker);
     if (rc < 0) return rc;
