@@ -49,8 +49,8 @@
         N(copied), N(written), N(file_bytes), N(file_hash), N(roster), N(halve_from), N(version),            \
         N(applied), N(refused), N(p50), N(p95), N(max), N(failed_set)
 #define NUMBERS_order(N)                                                                                     \
-    N(incarnation), N(command), N(map_version), N(hold), N(capsule_have), N(set), N(keep_set), N(roster),    \
-        N(roster_from), N(halve_from), N(oldest_member)
+    N(incarnation), N(command), N(map_version), N(hold), N(capsule_have), N(capsule_attempt), N(set),        \
+        N(keep_set), N(roster), N(roster_from), N(halve_from), N(oldest_member)
 #define NUMBERS_map_ask(N)   N(member), N(first)
 #define NUMBERS_map(N)       N(version), N(first), N(total)
 #define NUMBERS_lease_ask(N) N(member), N(request)
@@ -60,7 +60,7 @@
     N(member), N(id), N(kind), N(last_seq), N(frames), N(loss), N(correct), N(speech_frames),                \
         N(speech_correct), N(failed), N(given_back)
 #define NUMBERS_used_ok(N)     N(id)
-#define NUMBERS_capsule(N)     N(member), N(set), N(offset), N(total), N(hash), N(request)
+#define NUMBERS_capsule(N)     N(member), N(set), N(offset), N(total), N(hash), N(attempt), N(request)
 #define NUMBERS_capsule_ask(N) N(member), N(offset)
 #define NUMBERS_leave(N)       N(member)
 #define NUMBERS_gone(N)        N(pid)

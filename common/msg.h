@@ -166,11 +166,12 @@ struct msg_order {
     uint32_t incarnation;
     uint32_t command; /* enum msg_command */
     uint32_t map_version;
-    uint32_t hold;         /* worker: stand still for this set; 0: go on */
-    uint64_t capsule_have; /* worker: bytes of its capsule for `hold` that have arrived */
-    uint32_t set;          /* server: newest set to copy and write */
-    uint32_t keep_set;     /* server: oldest set whose copy is still read; 0: none */
-    uint32_t roster;       /* server, bsp: id; 0: none yet */
+    uint32_t hold;            /* worker: stand still for this set; 0: go on */
+    uint64_t capsule_have;    /* worker: bytes of its capsule for `hold` that have arrived, */
+    uint32_t capsule_attempt; /* of this attempt */
+    uint32_t set;             /* server: newest set to copy and write */
+    uint32_t keep_set;        /* server: oldest set whose copy is still read; 0: none */
+    uint32_t roster;          /* server, bsp: id; 0: none yet */
     uint64_t roster_from;
     uint32_t halve_from;    /* server, newbob: first epoch (from 1) with a lower rate; 0: none */
     uint64_t oldest_member; /* server: entries of lower members may go */
@@ -218,6 +219,7 @@ struct msg_capsule {
     uint64_t member;
     uint32_t set;
     uint64_t offset, total, hash; /* hash: XXH3 of this payload */
+    uint32_t attempt;             /* 1, 2, ...: a later capsule for the same set replaces the earlier */
     uint64_t request;             /* the last LEASE_ASK whose lease is in it */
 };
 struct msg_capsule_ask {

@@ -123,12 +123,11 @@ static void drop_give(struct member *m)
     m->give = (struct give){0};
 }
 
-static void take_have(struct member *m, uint64_t now, uint64_t have)
+static void take_have(struct member *m, uint64_t now, const struct msg_order *o)
 {
     struct give *g = &m->give;
-    bool fits = have == g->len || (have >= g->first && have < g->len && (have - g->first) % MEMBER_PAGE == 0);
-    if (have == g->first) g->begun = true;
-    if (!g->begun || !fits) have = 0;
+    uint64_t have = o->capsule_attempt == g->attempt ? o->capsule_have : 0;
+    if (have > g->len || (have < g->len && have % MEMBER_PAGE != 0)) have = 0;
     if (have > g->have) g->at = now;
     if (have < g->have) g->at = now + 2 * m->o.retry_ns;    /* perhaps an old ORDER: a newer one may come */
     if (have == g->len && g->have < have) m->beat_at = now; /* holding is told once all has arrived */
@@ -144,7 +143,7 @@ static void take_hold(struct member *m, uint64_t now, const struct msg_order *o)
     if (o->set > m->newest) m->newest = o->set;
     if (hold == m->hold) {
         m->zero_since = 0;
-        if (hold != 0 && m->give.data != NULL) take_have(m, now, o->capsule_have);
+        if (hold != 0 && m->give.data != NULL) take_have(m, now, o);
         return;
     }
     if (hold == 0 && o->set == 0) {
@@ -274,9 +273,7 @@ void member_give_capsule(struct member *m, uint64_t now, uint32_t set, const voi
     ASSERT(len > 0 && set != 0);
     if (set != m->hold) return;
     struct give g = {.len = len, .at = now, .seq = m->progress.seq, .request = m->taken, .set = set};
-    g.attempt = m->give.data != NULL ? m->give.attempt + 1 : 0;
-    g.first = len < MEMBER_PAGE ? len : MEMBER_PAGE;
-    g.first -= g.attempt % g.first;
+    g.attempt = m->give.attempt + 1;
     g.data = xcalloc(1, len);
     memcpy(g.data, data, len);
     drop_give(m);

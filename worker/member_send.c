@@ -74,10 +74,15 @@ static uint64_t send_used(struct member *m, uint64_t now, const struct msg_used 
 static uint64_t send_page(struct member *m, uint64_t now)
 {
     const struct give *g = &m->give;
-    uint64_t len = g->have == 0 ? g->first : g->len - g->have < MEMBER_PAGE ? g->len - g->have : MEMBER_PAGE;
+    uint64_t len = g->len - g->have < MEMBER_PAGE ? g->len - g->have : MEMBER_PAGE;
     struct msg msg = {.type = MSG_CAPSULE};
-    msg.capsule = (struct msg_capsule){
-        m->number, g->set, g->have, g->len, wire_hash(g->data + g->have, (size_t)len), g->request};
+    msg.capsule = (struct msg_capsule){.member = m->number,
+                                       .set = g->set,
+                                       .attempt = g->attempt,
+                                       .request = g->request,
+                                       .offset = g->have,
+                                       .total = g->len,
+                                       .hash = wire_hash(g->data + g->have, (size_t)len)};
     return post(m, now, m->o.retry_ns, &msg, frame_copy(g->data + g->have, (size_t)len));
 }
 

@@ -13,15 +13,13 @@ struct report {
     uint64_t at; /* to be sent (again) */
 };
 
-/* A capsule on its way out, stop and wait: the next page starts where the coordinator's bytes end. The first
- * page of a capsule that replaces another one of the same set is shorter, so that ORDERs that still tell of
- * the earlier one do not fit: `have` is believed at `first` + n pages alone, else we begin again. */
+/* A capsule on its way out, stop and wait: the next page starts where the coordinator's bytes of this attempt
+ * end. */
 struct give {
     uint8_t *data; /* NULL: none */
-    uint64_t len, have, first, at;
+    uint64_t len, have, at;
     uint64_t seq, request; /* exchanges that had ended, and `taken`, when it was given */
     uint32_t set, attempt;
-    bool begun; /* the first page has arrived */
 };
 
 struct map {
@@ -45,9 +43,9 @@ struct member {
     /* leases */
     struct msg_lease *queue; /* ring of max_leases */
     uint32_t queue_head, queue_len;
-    bool want, asking, fresh, waits; /* fresh: asked since want became true */
+    bool want, asking, fresh, waits;        /* fresh: asked since want became true */
     uint64_t request, taken, ask_at, pause; /* taken: the question whose lease was last taken */
-    struct report *reports; /* (MEMBER_MAX_USED) */
+    struct report *reports;                 /* (MEMBER_MAX_USED) */
     int num_reports;
     /* capsules */
     uint32_t hold, hold_done, newest; /* newest: set named so far */

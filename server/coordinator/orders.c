@@ -35,7 +35,10 @@ static void fill_order(const struct coordinator *c, const struct member *m, stru
     if (m->role == ROLE_WORKER) {
         if (s->exact && (s->phase == SET_HOLD || s->phase == SET_COPY)) o->hold = s->set;
         o->set = c->next_set - 1; /* tells an order from before a hold from the release after it */
-        if (o->hold && m->capsule_set == o->hold) o->capsule_have = m->capsule_len;
+        if (o->hold && m->capsule_set == o->hold) {
+            o->capsule_have = m->capsule_len;
+            o->capsule_attempt = m->capsule_attempt;
+        }
         return;
     }
     if (s->phase == SET_COPY || s->phase == SET_WRITE) o->set = s->set;

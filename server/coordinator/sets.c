@@ -10,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CAPSULE_PAGE (256u << 10) /* bytes of a page, as workers send them */
-
 /* ------------------------------------------------------------------ the end of one */
 
 static void clear(struct coordinator *c)
@@ -31,7 +29,7 @@ static void clear(struct coordinator *c)
         struct member *m = c->members[i];
         free(m->capsule);
         m->capsule = NULL;
-        m->capsule_len = m->capsule_total = m->capsule_first = 0;
+        m->capsule_len = m->capsule_total = 0;
         m->capsule_set = 0;
     }
     c->stale_orders = true;
@@ -138,18 +136,9 @@ static void name(struct coordinator *c)
 
 /* ------------------------------------------------------------------ holding */
 
-/* A worker may hand over another capsule for the same set. Its nth attempt has a first page that is n bytes
- * shorter than it could be: so a page that comes late does not bring an older one back. */
-static uint64_t attempt_of(uint64_t total, uint64_t first)
+static bool is_newer(const struct member *m, const struct msg_capsule *p)
 {
-    uint64_t whole = total < CAPSULE_PAGE ? total : CAPSULE_PAGE;
-    return first < whole ? whole - first : 0;
-}
-
-static bool is_newer(const struct member *m, const struct msg_capsule *p, size_t len)
-{
-    return m->capsule_set != p->set ||
-           attempt_of(p->total, len) > attempt_of(m->capsule_total, m->capsule_first);
+    return m->capsule_set != p->set || p->attempt > m->capsule_attempt;
 }
 
 void sets_receive_capsule(struct coordinator *c, struct member *m, const struct msg_capsule *p,
@@ -161,13 +150,14 @@ void sets_receive_capsule(struct coordinator *c, struct member *m, const struct 
     if (p->total > CAPSULE_MAX || p->offset >= p->total || len > p->total - p->offset) return;
     const char *data = frame_data(payload);
     if (wire_hash(data, len) != p->hash) return;
-    if (p->offset == 0 && is_newer(m, p, len)) {
+    if (p->offset == 0 && is_newer(m, p)) {
         m->capsule_len = 0;
         m->capsule_set = p->set;
         m->capsule_total = p->total;
-        m->capsule_first = len;
+        m->capsule_attempt = p->attempt;
     }
-    if (m->capsule_set == p->set && m->capsule_total == p->total && m->capsule_len == p->offset) {
+    if (m->capsule_set == p->set && m->capsule_attempt == p->attempt && m->capsule_total == p->total &&
+        m->capsule_len == p->offset) {
         m->capsule = realloc(m->capsule, m->capsule_len + len);
         ASSERT(m->capsule);
         memcpy(m->capsule + m->capsule_len, data, len);

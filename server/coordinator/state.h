@@ -76,9 +76,11 @@ struct member {
     bool deferred;            /* bsp: asked before there was a roster */
     struct msg_beat beat;
     bool has_beat;
+    uint64_t frames_before; /* in beat.frames, but computed before it joined (a capsule has them) */
     struct msg_order told;
-    char *capsule;                                      /* owned */
-    uint64_t capsule_len, capsule_total, capsule_first; /* bytes here, in all, of the first page */
+    char *capsule;                       /* owned */
+    uint64_t capsule_len, capsule_total; /* bytes here, in all */
+    uint32_t capsule_attempt;
     uint32_t capsule_set;
     uint64_t capsule_after; /* a capsule made before this request was answered lacks its lease */
 };
@@ -148,7 +150,7 @@ struct coordinator {
     uint64_t now, house_at; /* next housekeeping */
     bool stale_orders;      /* some order changed */
     uint64_t doubled, reopened;
-    uint64_t frames_gone;  /* of members that left */
+    uint64_t frames_gone;  /* computed by workers that left */
     uint64_t frames_start; /* used when this life began */
     struct {
         uint64_t at, frames;

@@ -28,26 +28,28 @@ struct int_array {
     uint32_t n;
 };
 
-static const char usage[] =
-    "usage: chorale eval RUN|MODEL --data DIR [--targets FILE] [--silence N,N,...] [--allow-pipes] [--json]\n"
-    "\n"
-    "  chorale eval run1 --data data/dev\n"
-    "  chorale eval run1/final.safetensors --data data/test --targets ali.scp --silence 102,103,104 --json\n"
-    "\n"
-    "Runs every utterance of a Kaldi data directory whole through the net: cross entropy (natural "
-    "logarithm)\n"
-    "and the share of frames whose target is the most probable one, with and without silence.\n"
-    "A run is evaluated with its final weights, or with its newest checkpoint while it is not done.\n"
-    "\n"
-    "  --data DIR        feats.scp and an alignment\n"
-    "  --targets FILE    one integer per frame: scp or ark file, in DIR or a path (default: as the job of "
-    "RUN\n"
-    "                    says, else ali.scp)\n"
-    "  --silence N,N     targets left out of the second accuracy (default: data.silence of the job)\n"
-    "  --allow-pipes     run commands that stand in scp files\n"
-    "  --json            one JSON object instead of a table\n"
-    "\n"
-    "Exit status: 0 done, 2 usage, 3 the data cannot be used, 5 it does not fit the model, 7 storage.\n";
+static const char usage[] = "usage: chorale eval RUN|MODEL --data DIR [--targets FILE] [--silence N,N,...]\n"
+                            "                    [--allow-pipes] [--json]\n"
+                            "\n"
+                            "  chorale eval run1 --data data/dev\n"
+                            "  chorale eval run1/final.safetensors --data data/test --targets ali.scp \\\n"
+                            "      --silence 102,103,104 --json\n"
+                            "\n"
+                            "Runs every utterance of a Kaldi data directory whole through the net: cross\n"
+                            "entropy (natural logarithm) and the share of frames whose target is the most\n"
+                            "probable one, with and without silence. A run is evaluated with its final\n"
+                            "weights, or with its newest checkpoint while it is not done.\n"
+                            "\n"
+                            "  --data DIR        feats.scp and an alignment\n"
+                            "  --targets FILE    one integer per frame: scp or ark file, in DIR or a path\n"
+                            "                    (default: as the job of RUN says, else ali.scp)\n"
+                            "  --silence N,N     targets left out of the second accuracy\n"
+                            "                    (default: data.silence of the job)\n"
+                            "  --allow-pipes     run commands that stand in scp files\n"
+                            "  --json            one JSON object instead of a table\n"
+                            "\n"
+                            "Exit status: 0 done, 2 usage, 3 the data cannot be used, 5 it does not fit the\n"
+                            "model, 7 storage.\n";
 
 static int parse_options(int argc, char **argv, struct request *q)
 {

@@ -44,24 +44,27 @@ struct score {
 };
 
 static const char usage[] =
-    "usage: chorale score RUN|MODEL rspecifier wspecifier [--log-likelihoods --priors FILE] [--data DIR]\n"
+    "usage: chorale score RUN|MODEL rspecifier wspecifier\n"
+    "                     [--log-likelihoods --priors FILE] [--data DIR]\n"
     "                     [--allow-pipes]\n"
     "\n"
     "  chorale score run1 scp:data/test/feats.scp ark,scp:post.ark,post.scp\n"
-    "  chorale score run1 \"ark:copy-feats scp:feats.scp ark:- |\" ark:- | latgen-faster-mapped ...\n"
+    "  chorale score run1 \"ark:copy-feats scp:feats.scp ark:- |\" ark:- | \\\n"
+    "      latgen-faster-mapped ...\n"
     "\n"
-    "Writes the log-posteriors (natural logarithm) of every utterance as a Kaldi matrix: one row per frame "
-    "(per\n"
-    "data.skip frames), one column per target; the target delay is taken back. Features are those of "
-    "training:\n"
-    "normalisation and stacking belong to the model. Utterances that cannot be read are named and left out.\n"
+    "Writes the log-posteriors (natural logarithm) of every utterance as a Kaldi\n"
+    "matrix: one row per frame (per data.skip frames), one column per target; the\n"
+    "target delay is taken back. Features are those of training: normalisation and\n"
+    "stacking belong to the model. Utterances that cannot be read are named and left\n"
+    "out.\n"
     "\n"
     "  --log-likelihoods  minus the log priors of --priors\n"
     "  --priors FILE      frames or probabilities per target, as text: [ 123 45 ... ]\n"
-    "  --data DIR         utt2spk and cmvn.scp, for a model that is normalised by speaker\n"
+    "  --data DIR         utt2spk and cmvn.scp, for a model normalised by speaker\n"
     "  --allow-pipes      run commands that stand in scp files\n"
     "\n"
-    "Exit status: 0 done, 2 usage, 3 the data cannot be used, 5 it does not fit the model, 7 storage.\n";
+    "Exit status: 0 done, 2 usage, 3 the data cannot be used, 5 it does not fit the\n"
+    "model, 7 storage.\n";
 
 static int parse_options(int argc, char **argv, struct request *q)
 {

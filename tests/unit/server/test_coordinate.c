@@ -190,16 +190,22 @@ static void a_set_that_cannot_be_written_is_tried_again_later(void **state)
     assert_int_equal(coordinate_command(b->c), COMMAND_RUN);
 }
 
-/* In pages; the first of the nth attempt is n bytes shorter than the others. */
+/* In two pages. */
 static void give_capsule(struct bench *b, uint64_t pid, uint64_t member, uint32_t set, const char *text,
-                         size_t attempt)
+                         uint32_t attempt)
 {
     size_t len = strlen(text), n;
     for (size_t at = 0; at < len; at += n) {
-        n = at == 0 ? len - attempt : len - at;
+        n = at == 0 ? (len + 1) / 2 : len - at;
         struct frame *page = frame_copy(text + at, n);
-        struct msg m = {
-            .type = MSG_CAPSULE, .job = b->o.job, .capsule = {member, set, at, len, wire_hash(text + at, n)}};
+        struct msg m = {.type = MSG_CAPSULE,
+                        .job = b->o.job,
+                        .capsule = {.member = member,
+                                    .set = set,
+                                    .offset = at,
+                                    .total = len,
+                                    .hash = wire_hash(text + at, n),
+                                    .attempt = attempt}};
         coordinate_receive(b->c, b->now, 100 + pid, &m, &page);
         assert_null(page);
     }
