@@ -60,8 +60,11 @@ static int next_event(struct reader *r)
     memset(&r->event, 0, sizeof r->event);
     if (p->error == YAML_READER_ERROR)
         return err_set(ERR_USAGE, "%s: byte %zu: %s", r->name, p->problem_offset, p->problem);
-    return err_set(ERR_USAGE, "%s:%zu:%zu: %s", r->name, p->problem_mark.line + 1, p->problem_mark.column + 1,
-                   p->problem ? p->problem : "not YAML");
+    const char *problem = p->problem ? p->problem : "not YAML";
+    bool tab = strstr(problem, "cannot start any token") != NULL;
+    return err_set(ERR_USAGE, "%s:%zu:%zu: %s%s", r->name, p->problem_mark.line + 1,
+                   p->problem_mark.column + 1, problem,
+                   tab ? " (YAML is indented with spaces, not tabs)" : "");
 }
 
 static const char *scalar_text(const struct reader *r)

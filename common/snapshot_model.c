@@ -123,6 +123,8 @@ static int load_file(const char *path, struct facts *facts, float **params)
 
 int snapshot_load_model(const char *run_or_file, struct facts *facts, float **params)
 {
+    if (!files_exists(run_or_file))
+        return err_set(ERR_USAGE, "%s is neither a run nor a model file: there is no such file", run_or_file);
     if (!files_is_dir(run_or_file)) return load_file(run_or_file, facts, params);
     char *path = files_join(run_or_file, "final.safetensors");
     int64_t set;
@@ -132,8 +134,10 @@ int snapshot_load_model(const char *run_or_file, struct facts *facts, float **pa
     else if ((set = snapshot_newest(run_or_file)) >= 0)
         rc = read_set(run_or_file, (uint32_t)set, facts, params);
     else
-        rc = err_set(ERR_STORAGE, "%s has no model yet: neither final.safetensors nor a complete checkpoint",
-                     run_or_file);
+        rc = err_set(
+            ERR_USAGE,
+            "%s has no model yet: neither final.safetensors nor a complete checkpoint; train it first",
+            run_or_file);
     free(path);
     return rc;
 }

@@ -25,9 +25,9 @@ static int print_help(void)
 {
     puts("chorale checkpoint ls RUN | verify RUN\n\n"
          "  chorale checkpoint ls run1         the sets: epoch, part done, size, when\n"
-         "  chorale checkpoint verify run1     reads every file and compares it with its hash\n\n"
-         "A set without a manifest was never finished: it is listed as incomplete and nobody resumes from "
-         "it.\n"
+         "  chorale checkpoint verify run1     reads every file, compares it with its hash\n\n"
+         "A set without a manifest was never finished: it is listed as incomplete and\n"
+         "nobody resumes from it.\n"
          "Exit status of verify: 0 all is well, 7 damage.");
     return 0;
 }

@@ -30,22 +30,23 @@ static const struct verb {
 
 static int print_help(void)
 {
-    puts("Trains LSTM acoustic models by asynchronous gradient descent, with servers and workers.\n\n"
-         "  chorale init RUN --data data/train --dev data/dev    make RUN/job.yaml\n"
-         "  chorale train RUN --set cluster.workers=2            train; the same command again resumes\n"
-         "  chorale status RUN                                   in another terminal\n"
-         "  chorale eval RUN --data data/test                    frame accuracy\n");
+    puts("Trains LSTM acoustic models by asynchronous gradient descent: servers hold the\n"
+         "weights, workers compute on the speech.\n\n"
+         "  chorale init RUN --data data/train --dev data/dev   make RUN/job.yaml\n"
+         "  chorale train RUN --servers 2 --workers 2           train; again: resume\n"
+         "  chorale status RUN                                  in another terminal\n"
+         "  chorale eval RUN --data data/test                   frame accuracy\n");
     for (size_t i = 0; i < NUM_VERBS; i++) printf("  %-12s %s\n", verbs[i].name, verbs[i].help);
-    puts("\n`chorale VERB --help` tells more; `chorale init --help` lists every option of a job.\n"
-         "Exit status: 0 done, 1 failure, 2 usage, 3 data, 4 cannot reach, 5 model mismatch, 6 diverged,\n"
-         "7 storage, 75 interrupted but resumable.");
+    puts("\n`chorale VERB --help` tells more; `chorale init --help` lists every option of a\n"
+         "job. Exit status: 0 done, 1 failure, 2 usage, 3 data, 4 cannot reach, 5 model\n"
+         "mismatch, 6 diverged, 7 storage, 75 interrupted but resumable.");
     return 0;
 }
 
 static int unknown_verb(const char *verb)
 {
     const char *near = NULL;
-    size_t least = 4; /* more letters to change than this: not meant */
+    size_t least = strlen(verb) < 6 ? 3 : 4; /* so many letters to change: not meant */
     for (size_t i = 0; i < NUM_VERBS; i++) {
         size_t d = options_distance(verb, verbs[i].name);
         if (d >= least) continue;

@@ -3,6 +3,7 @@
 #include "common/err.h"
 #include "common/files.h"
 #include "common/options.h"
+#include "deploy/run.h"
 
 #include <getopt.h>
 #include <stdio.h>
@@ -19,15 +20,18 @@ struct request {
 
 static int print_help(void)
 {
-    puts("chorale init RUN --data DIR [--dev DIR] [--config JOB.yaml] [--set OPTION=VALUE]...\n\n"
+    puts("chorale init RUN --data DIR [--dev DIR] [--config JOB.yaml]\n"
+         "             [--set OPTION=VALUE]...\n\n"
          "  chorale init run1 --data data/train --dev data/dev\n"
-         "  chorale init run2 --data data/train --set train.epochs=5 --set 'data.silence=[102, 103]'\n"
+         "  chorale init run2 --data data/train --set train.epochs=5 \\\n"
+         "      --set 'data.silence=[102, 103]'\n"
          "  chorale init run3 --data data/train --config small.yaml --set \\\n"
          "      'model.layers=[{cells: 512, projection: 256}, {cells: 512, projection: 256}]'\n\n"
-         "Writes RUN/job.yaml with every option, its unit, range and default, after a look at the data.\n"
-         "A value comes from: default < --config < CHORALE_SECTION_OPTION in the environment < --set.\n\n"
-         "  --data DIR       training data: feats.scp and an alignment, ali.scp if data.targets does not say "
-         "another\n"
+         "Writes RUN/job.yaml with every option, its unit, range and default, after a look\n"
+         "at the data. A value comes from: default < --config < CHORALE_SECTION_OPTION in\n"
+         "the environment < --set.\n\n"
+         "  --data DIR       training data: feats.scp and an alignment, ali.scp if\n"
+         "                   data.targets does not say another\n"
          "  --dev DIR        development data\n"
          "  --config FILE    a job file to start from\n"
          "  --set OPT=VALUE  one option\n\n"
@@ -169,7 +173,8 @@ static int init_run(const struct request *q)
         rc = write_run(&c, q->run, job);
         config_free(&c);
     }
-    if (rc == 0) fprintf(stderr, "%s is ready; look at it, then: chorale train %s\n", job, q->run);
+    if (rc == 0)
+        fprintf(stderr, "%s is ready; look at it, then:\n  %s train %s\n", job, run_command(), q->run);
     free(job);
     return rc;
 }

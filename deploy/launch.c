@@ -22,8 +22,9 @@
 #define COME_UP_NS (60 * NS_PER_S) /* for the coordinator to publish where it is */
 #define STOP_NS    (60 * NS_PER_S) /* from TERM to the coordinator until we end the rest ourselves */
 #define LEAVE_NS                                                                                             \
-    (10 * NS_PER_S) /* for the others, once the coordinator has gone; then as long after TERM                \
-                     */
+    (10 * NS_PER_S)                /* for the others, once the coordinator has gone; then as long after TERM \
+                                    */
+#define ENDED_NS    (3 * NS_PER_S) /* for the others, once the job is done */
 #define AFTER_75_NS (30 * NS_PER_S)   /* one that was interrupted alone is started again after this */
 #define BACK_OFF_NS (500 * NS_PER_MS) /* more for every restart within the window */
 #define GONE_MS     1000              /* for telling the coordinator of a death */
@@ -355,10 +356,10 @@ static void wait_for_all(struct launch *l, uint64_t limit_ns)
         wait_a_while(l, (int)((limit - now) / NS_PER_MS) + 1);
 }
 
-/* After a good end the others leave by themselves. */
+/* After a good end the others leave by themselves; but for one that came too late to be told. */
 static void clear(struct launch *l)
 {
-    if (l->result == 0 || l->result == ERR_INTERRUPTED) wait_for_all(l, LEAVE_NS);
+    if (l->result == 0 || l->result == ERR_INTERRUPTED) wait_for_all(l, l->result == 0 ? ENDED_NS : LEAVE_NS);
     kill_all(l, SIGTERM);
     wait_for_all(l, LEAVE_NS);
     kill_all(l, SIGKILL);

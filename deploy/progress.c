@@ -1,5 +1,6 @@
 #include "deploy/progress.h"
 
+#include "common/clock.h"
 #include "common/err.h"
 #include "common/files.h"
 
@@ -10,10 +11,13 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #define MAX_STATUS (64u << 20)
 #define LOOK_NS    500000000ull
+#define NEWS_NS    (20 * NS_PER_S) /* without any: something is wrong */
+#define LITTLE     (1u << 20)      /* bytes left on a disk that is as good as full */
 #define MAX_LINE   400
 
 /* Which life of status.json: every rewrite is a rename, so a new inode or time. */
@@ -30,8 +34,10 @@ struct progress {
     json_t *status;     /* owned; NULL until the job has written one */
     json_t *shards;     /* owned; the last that told staleness: at the end the servers have left */
     size_t epochs_told; /* rows of epochs_done */
-    uint64_t next_look, next_plain;
-    bool live; /* the live line is on the screen */
+    uint64_t next_look, next_plain, news_at; /* ns */
+    bool told_silence;
+    size_t width, steps; /* of the line: columns, and how far it is narrowed */
+    bool live;           /* it is on the screen */
 };
 
 /* ------------------------------------------------------------------ reading */
@@ -71,7 +77,7 @@ static bool refresh(struct progress *p)
     json_t *fresh = read_status(p->path);
     if (!fresh) return false;
     size_t epochs = json_array_size(json_object_get(fresh, "epochs_done"));
-    if (!p->status || epochs < p->epochs_told) p->epochs_told = epochs; /* resumed; or a restore went back */
+    if (epochs < p->epochs_told) p->epochs_told = epochs; /* a restore went back */
     json_t *shards = json_object_get(fresh, "shards");
     if (!p->shards || json_is_number(json_object_get(json_array_get(shards, 0), "p50"))) {
         json_decref(p->shards);
@@ -93,30 +99,85 @@ static bool number(const json_t *object, const char *key, double *out)
 
 /* ------------------------------------------------------------------ the line */
 
-/* Adds a piece if it fits whole into `width` columns. */
-__attribute__((format(printf, 3, 4))) static void add(char *line, size_t width, const char *format, ...)
+#define LEVELS 4
+#define PIECE  64
+enum piece { EPOCH, DONE, RATE, LOSS, DEV, LEFT, WORKERS, STALENESS, PIECES };
+
+/* The pieces of the live line, each in some forms from the widest to none at all. */
+struct line {
+    char text[PIECES][LEVELS][PIECE];
+    unsigned level[PIECES]; /* the form that is shown */
+};
+
+/* What is shortened, and then left out, first where columns are few: a piece and its form from then on. */
+static const struct {
+    enum piece piece;
+    unsigned level;
+} narrower[] = {
+    {STALENESS, 1}, {DEV, 1},  {RATE, 1},  {STALENESS, 2}, {WORKERS, 1}, {EPOCH, 1},
+    {DONE, 1},      {DEV, 2},  {EPOCH, 2}, {LOSS, 1},      {DONE, 2},    {WORKERS, 3},
+    {STALENESS, 3}, {LOSS, 3}, {LEFT, 3},  {DEV, 3},       {RATE, 3},
+};
+
+/* The form from `level` on, down to the last but one: the last is empty. */
+__attribute__((format(printf, 4, 5))) static void put(struct line *l, enum piece p, unsigned level,
+                                                      const char *format, ...)
 {
-    char piece[128];
     va_list args;
     va_start(args, format);
-    vsnprintf(piece, sizeof piece, format, args);
+    vsnprintf(l->text[p][level], PIECE, format, args);
     va_end(args);
-    size_t have = strlen(line), gap = have ? 2 : 0;
-    if (have + gap + strlen(piece) > width) return;
-    snprintf(line + have, MAX_LINE - have, "%s%s", gap ? "  " : "", piece);
+    for (unsigned i = level + 1; i + 1 < LEVELS; i++) memcpy(l->text[p][i], l->text[p][level], PIECE);
 }
 
-static void add_time_left(char *line, size_t width, double seconds)
+static int digits(double v)
 {
-    if (seconds < 120)
-        add(line, width, "%.0f s left", seconds);
-    else if (seconds < 7200)
-        add(line, width, "%.0f min left", seconds / 60);
-    else
-        add(line, width, "%.1f h left", seconds / 3600);
+    return snprintf(NULL, 0, "%.0f", v);
 }
 
-static void add_workers(char *line, size_t width, const json_t *workers)
+/* Accuracy of the evaluated epoch before row `i`. */
+static bool dev_before(const json_t *rows, size_t i, double *out)
+{
+    while (i-- > 0)
+        if (number(json_array_get(rows, i), "dev_accuracy", out)) return true;
+    return false;
+}
+
+static void put_dev(struct line *l, const json_t *s)
+{
+    const json_t *rows = json_object_get(s, "epochs_done");
+    double v, before;
+    size_t n = json_array_size(rows);
+    if (!number(s, "dev_accuracy", &v)) return;
+    while (n > 0 && !number(json_array_get(rows, n - 1), "dev_accuracy", &before)) n--;
+    if (n > 0 && dev_before(rows, n - 1, &before))
+        put(l, DEV, 0, "dev %.2f %% (%+.2f)", 100 * v, 100 * (v - before));
+    else
+        put(l, DEV, 0, "dev %.2f %%", 100 * v);
+    put(l, DEV, 1, "dev %.2f %%", 100 * v);
+    put(l, DEV, 2, "dev %.1f%%", 100 * v);
+}
+
+static void put_left(struct line *l, const json_t *s)
+{
+    const char *state = json_string_value(json_object_get(s, "state"));
+    double v;
+    bool settled = !state || strcmp(state, "running") == 0;
+    if (state && strcmp(state, "ending") == 0)
+        put(l, LEFT, 0, "last evaluation");
+    else if (!settled && strspn(state, "abcdefghijklmnopqrstuvwxyz") == strlen(state))
+        put(l, LEFT, 0, "%.20s", state);
+    else if (!number(s, "eta_s", &v) || v < 0)
+        return;
+    else if (v < 100)
+        put(l, LEFT, 0, "%.0f s left", v);
+    else if (v < 6000)
+        put(l, LEFT, 0, "%.0f min left", v / 60);
+    else
+        put(l, LEFT, 0, "%.1f h left", v / 3600);
+}
+
+static void put_workers(struct line *l, const json_t *workers)
 {
     size_t i, live = 0;
     const json_t *w;
@@ -126,11 +187,12 @@ static void add_workers(char *line, size_t width, const json_t *workers)
         const char *state = json_string_value(json_object_get(w, "state"));
         if (state && (strcmp(state, "live") == 0 || strcmp(state, "holding") == 0)) live++;
     }
-    add(line, width, "%zu worker%s", live, live == 1 ? "" : "s");
+    put(l, WORKERS, 0, "%zu worker%s", live, live == 1 ? "" : "s");
+    put(l, WORKERS, 1, "%zu w", live);
 }
 
 /* Of the shard that is worst in each number. */
-static void add_staleness(char *line, size_t width, const json_t *shards)
+static void put_staleness(struct line *l, const json_t *shards)
 {
     static const char *const keys[] = {"p50", "p95", "max"};
     double most[3] = {-1, -1, -1}, v;
@@ -141,22 +203,69 @@ static void add_staleness(char *line, size_t width, const json_t *shards)
         for (size_t k = 0; k < 3; k++)
             if (number(s, keys[k], &v) && v > most[k]) most[k] = v;
     }
-    if (most[0] >= 0) add(line, width, "staleness %.0f/%.0f/%.0f", most[0], most[1], most[2]);
+    if (most[0] < 0) return;
+    put(l, STALENESS, 0, "staleness p50/p95/max %.0f/%.0f/%.0f", most[0], most[1], most[2]);
+    put(l, STALENESS, 1, "staleness %.0f/%.0f/%.0f", most[0], most[1], most[2]);
+    put(l, STALENESS, 2, "stale %.0f/%.0f/%.0f", most[0], most[1], most[2]);
 }
 
-static void make_line(const json_t *s, size_t width, char line[MAX_LINE])
+static void put_epoch(struct line *l, const json_t *s)
 {
     double v, of;
-    line[0] = '\0';
-    if (width >= MAX_LINE) width = MAX_LINE - 1;
-    if (number(s, "epoch", &v) && number(s, "epochs", &of)) add(line, width, "epoch %.0f/%.0f", v, of);
-    if (number(s, "done", &v)) add(line, width, "%.1f %%", 100 * v);
-    if (number(s, "frames_per_s", &v)) add(line, width, "%.0f frames/s", v);
-    if (number(s, "loss", &v)) add(line, width, "loss %.3f", v);
-    if (number(s, "dev_accuracy", &v)) add(line, width, "dev %.2f %%", 100 * v);
-    if (number(s, "eta_s", &v) && v >= 0) add_time_left(line, width, v);
-    add_workers(line, width, json_object_get(s, "workers"));
-    add_staleness(line, width, json_object_get(s, "shards"));
+    if (number(s, "epoch", &v) && number(s, "epochs", &of)) {
+        put(l, EPOCH, 0, "epoch %*.0f/%.0f", digits(of), v, of);
+        put(l, EPOCH, 1, "epoch %.0f/%.0f", v, of);
+        put(l, EPOCH, 2, "ep %.0f/%.0f", v, of);
+    }
+    if (number(s, "done", &v)) {
+        put(l, DONE, 0, "%4.1f %%", 100 * v);
+        put(l, DONE, 1, "%.1f%%", 100 * v);
+        put(l, DONE, 2, "%.0f%%", 100 * v);
+    }
+}
+
+static void put_rate(struct line *l, double v)
+{
+    const char *unit = v < 1e6 ? "" : "M";
+    int places = v < 1e6 ? 0 : 2;
+    if (v >= 1e6) v /= 1e6;
+    put(l, RATE, 0, "%.*f%s frames/s", places, v, unit);
+    put(l, RATE, 1, "%.*f%s f/s", places, v, unit);
+}
+
+/* Returns its length. */
+static size_t join(const struct line *l, char out[MAX_LINE])
+{
+    size_t n = 0;
+    out[0] = '\0';
+    for (int p = 0; p < PIECES; p++) {
+        const char *piece = l->text[p][l->level[p]];
+        if (!piece[0] || n + strlen(piece) + 3 > MAX_LINE) continue;
+        n += (size_t)snprintf(out + n, MAX_LINE - n, "%s%s", n ? "  " : "", piece);
+    }
+    return n;
+}
+
+/* *steps: how far it had to be narrowed so far; it stays so, for an even look. */
+static void make_line(const json_t *s, size_t width, size_t *steps, char out[MAX_LINE])
+{
+    struct line l = {0};
+    double v;
+    put_epoch(&l, s);
+    if (number(s, "frames_per_s", &v) && v >= 1) put_rate(&l, v);
+    if (number(s, "loss", &v)) {
+        put(&l, LOSS, 0, "loss %.3f", v);
+        if (v >= 0.1) put(&l, LOSS, 1, "loss %.2f", v);
+    }
+    put_dev(&l, s);
+    put_left(&l, s);
+    put_workers(&l, json_object_get(s, "workers"));
+    put_staleness(&l, json_object_get(s, "shards"));
+    size_t most = sizeof narrower / sizeof narrower[0], i = 0;
+    for (; (join(&l, out) > width || i < *steps) && i < most; i++)
+        l.level[narrower[i].piece] = narrower[i].level;
+    *steps = i;
+    if (strlen(out) > width) out[width] = '\0';
 }
 
 static size_t columns(const struct progress *p)
@@ -176,10 +285,12 @@ static void show_line(struct progress *p, uint64_t now)
 {
     char line[MAX_LINE];
     if (p->o.quiet || (!p->o.is_terminal && now < p->next_plain)) return;
-    make_line(p->status, p->o.is_terminal ? columns(p) : MAX_LINE - 1, line);
+    size_t width = p->o.is_terminal ? columns(p) : MAX_LINE - 1;
+    if (width != p->width) p->steps = 0;
+    make_line(p->status, p->width = width, &p->steps, line);
     if (!line[0]) return;
     if (p->o.is_terminal)
-        fprintf(p->o.to, "\r%s\033[K", line);
+        fprintf(p->o.to, "\r%s\033[K\r", line); /* the cursor in front: what is typed does not wrap */
     else
         fprintf(p->o.to, "%s\n", line);
     fflush(p->o.to);
@@ -189,29 +300,54 @@ static void show_line(struct progress *p, uint64_t now)
 
 /* ------------------------------------------------------------------ epochs */
 
-static void tell_epoch(struct progress *p, const json_t *row)
+/* Adds a piece of a line that stays. */
+__attribute__((format(printf, 2, 3))) static void add(char line[MAX_LINE], const char *format, ...)
 {
+    size_t have = strlen(line);
+    if (have && have + 3 < MAX_LINE) have += (size_t)snprintf(line + have, MAX_LINE - have, "  ");
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line + have, MAX_LINE - have, format, args);
+    va_end(args);
+}
+
+/* Row `i` of the epochs that are done. */
+static void tell_epoch(struct progress *p, const json_t *rows, size_t i)
+{
+    const json_t *row = json_array_get(rows, i);
     char line[MAX_LINE] = "";
-    double v;
+    double v, of, before;
     hide_live(p);
-    if (number(row, "epoch", &v)) add(line, MAX_LINE, "epoch %.0f ended:", v);
-    if (number(row, "train_loss", &v)) add(line, MAX_LINE, "train loss %.4f", v);
-    if (number(row, "dev_loss", &v)) add(line, MAX_LINE, "dev loss %.4f", v);
-    if (number(row, "dev_accuracy", &v)) add(line, MAX_LINE, "dev accuracy %.2f %%", 100 * v);
-    if (number(row, "rate", &v)) add(line, MAX_LINE, "rate %.4g", v);
+    if (!number(p->status, "epochs", &of)) of = 0;
+    if (number(row, "epoch", &v)) add(line, of > 0 ? "epoch %*.0f/%.0f" : "epoch %*.0f", digits(of), v, of);
+    if (number(row, "train_loss", &v)) add(line, "loss %.4f", v);
+    if (number(row, "dev_loss", &v)) add(line, "dev loss %.4f", v);
+    if (number(row, "dev_accuracy", &v)) {
+        add(line, "dev %.2f %%", 100 * v);
+        if (dev_before(rows, i, &before))
+            add(line, "%+6.2f", 100 * (v - before));
+        else
+            add(line, "      ");
+    }
+    if (number(row, "rate", &v)) add(line, "rate %.3g", v);
     fprintf(p->o.to, "%s\n", line);
     fflush(p->o.to);
 }
 
-/* In order; one whose evaluation is still under way holds the later ones back unless `all`. */
+/* The rows from `i` on that can be told now: one whose evaluation is under way holds back those after it. */
+static size_t epochs_ready(const struct progress *p, const json_t *rows, size_t i)
+{
+    for (double v; i < json_array_size(rows); i++)
+        if (p->o.has_dev && !number(json_array_get(rows, i), "dev_accuracy", &v)) break;
+    return i;
+}
+
 static void tell_epochs(struct progress *p, bool all)
 {
     const json_t *rows = json_object_get(p->status, "epochs_done");
-    for (double v; p->epochs_told < json_array_size(rows); p->epochs_told++) {
-        const json_t *row = json_array_get(rows, p->epochs_told);
-        if (!all && p->o.has_dev && !number(row, "dev_accuracy", &v)) return;
-        if (!p->o.quiet) tell_epoch(p, row);
-    }
+    size_t end = all ? json_array_size(rows) : epochs_ready(p, rows, p->epochs_told);
+    for (; p->epochs_told < end; p->epochs_told++)
+        if (!p->o.quiet) tell_epoch(p, rows, p->epochs_told);
 }
 
 /* ------------------------------------------------------------------ from outside */
@@ -221,7 +357,14 @@ struct progress *progress_new(const struct progress_options *o)
     struct progress *p = xcalloc(1, sizeof *p);
     p->o = *o;
     p->path = files_join(o->run, "status.json");
-    look(p->path, &p->seen);
+    if (!look(p->path, &p->seen)) return p;
+    json_t *before = read_status(p->path);
+    p->epochs_told = epochs_ready(p, json_object_get(before, "epochs_done"), 0);
+    if (o->is_over) {
+        p->status = json_incref(before);
+        p->shards = json_incref(json_object_get(before, "shards"));
+    }
+    json_decref(before);
     return p;
 }
 
@@ -235,12 +378,30 @@ void progress_free(struct progress **p)
     *p = NULL;
 }
 
+/* The coordinator writes its status twice a second, unless the disk is full or it is stuck. */
+static void tell_silence(struct progress *p, uint64_t now)
+{
+    struct statvfs disk;
+    if (p->told_silence || now - p->news_at < NEWS_NS) return;
+    p->told_silence = true;
+    if (statvfs(p->o.run, &disk) == 0 && disk.f_bavail < LITTLE / (disk.f_frsize ? disk.f_frsize : 1))
+        progress_say(p, true, "the disk of %s is full: checkpoints cannot be written until there is space",
+                     p->o.run);
+    else
+        progress_say(p, true, "no news for %u s; see %s/logs/coordinator.err", (unsigned)(NEWS_NS / NS_PER_S),
+                     p->o.run);
+}
+
 void progress_tick(struct progress *p, uint64_t now)
 {
     if (now < p->next_look) return;
     p->next_look = now + LOOK_NS;
-    refresh(p);
-    if (!p->status) return;
+    if (refresh(p) || !p->news_at) {
+        p->news_at = now;
+        p->told_silence = false;
+    }
+    tell_silence(p, now);
+    if (!p->status || p->told_silence) return;
     tell_epochs(p, false);
     show_line(p, now);
 }
@@ -300,22 +461,22 @@ void progress_summary(const struct progress *p, double seconds, FILE *to)
 {
     const char *run = p->o.run;
     const json_t *s = p->status;
+    const char *command = p->o.command ? p->o.command : "chorale", *data = p->o.data ? p->o.data : "DIR";
     char line[MAX_LINE] = "";
     double v;
-    add(line, MAX_LINE, "%.100s is trained:", run);
-    if (number(s, "epochs", &v)) add(line, MAX_LINE, "%.0f epochs", v);
-    if (number(s, "dev_accuracy", &v)) add(line, MAX_LINE, "dev accuracy %.2f %%", 100 * v);
-    if (number(s, "dev_loss", &v)) add(line, MAX_LINE, "dev loss %.4f", v);
-    if (number(s, "loss", &v)) add(line, MAX_LINE, "train loss %.4f", v);
-    add(line, MAX_LINE, "%.0f s", seconds);
-    fprintf(to, "%s\n\n", line);
+    if (number(s, "epochs", &v)) add(line, "%.0f epochs", v);
+    if (number(s, "loss", &v)) add(line, "loss %.4f", v);
+    if (number(s, "dev_loss", &v)) add(line, "dev loss %.4f", v);
+    if (number(s, "dev_accuracy", &v)) add(line, "dev accuracy %.2f %%", 100 * v);
+    if (seconds >= 0)
+        add(line, seconds < 100 ? "%.0f s" : "%.1f min", seconds < 100 ? seconds : seconds / 60);
+    fprintf(to, "%s is trained\n%s\n\n", run, line);
     print_shards(p->shards, to);
     fprintf(to,
-            "\nwhere to look next:\n"
-            "  chorale status %s                         every epoch, shard and worker\n"
-            "  chorale eval %s --data DIR                cross entropy and frame accuracy\n"
-            "  chorale score %s scp:feats.scp ark:out    log-posteriors for a decoder\n"
-            "  %s/final.safetensors, %s/logs, %s/staleness\n",
-            run, run, run, run, run, run);
+            "\nthe model: %s/final.safetensors; beside it logs/ and staleness/\n"
+            "every epoch, shard and worker:\n  %s status %s\n"
+            "cross entropy and frame accuracy:\n  %s eval %s --data %s\n"
+            "log-posteriors for a decoder:\n  %s score %s scp:%s/feats.scp ark:post.ark\n",
+            run, command, run, command, run, data, command, run, data);
     fflush(to);
 }

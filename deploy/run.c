@@ -5,9 +5,51 @@
 
 #include <inttypes.h>
 #include <jansson.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+const char *run_shorten(const char *path)
+{
+    char here[4096];
+    size_t n = getcwd(here, sizeof here) ? strlen(here) : 0;
+    bool inside = n > 1 && strncmp(path, here, n) == 0 && path[n] == '/' && path[n + 1];
+    return inside ? path + n + 1 : path;
+}
+
+/* Is the first `chorale` of the PATH this file? */
+static bool path_leads_to(const struct stat *own)
+{
+    const char *path = getenv("PATH");
+    char *dirs = xstrdup(path ? path : ""), *save = NULL;
+    struct stat st;
+    bool found = false, same = false;
+    for (char *dir = strtok_r(dirs, ":", &save); dir && !found; dir = strtok_r(NULL, ":", &save)) {
+        char *name = files_join(dir, "chorale");
+        found = stat(name, &st) == 0 && S_ISREG(st.st_mode);
+        same = found && st.st_dev == own->st_dev && st.st_ino == own->st_ino;
+        free(name);
+    }
+    free(dirs);
+    return same;
+}
+
+const char *run_command(void)
+{
+    static char command[4200] = "";
+    char self[4096];
+    struct stat own;
+    ssize_t n = command[0] ? 0 : readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n > 0) {
+        self[n] = '\0';
+        snprintf(command, sizeof command, "%s/chorale", dirname(self));
+        if (stat(command, &own) != 0 || path_leads_to(&own)) strcpy(command, "chorale");
+    }
+    return command[0] ? run_shorten(command) : "chorale";
+}
 
 int run_check(const char *run)
 {
@@ -15,9 +57,8 @@ int run_check(const char *run)
     bool there = files_exists(job);
     free(job);
     if (there) return 0;
-    return err_set(ERR_USAGE,
-                   "%s is not a run (it has no job.yaml); make one with: chorale init %s --data DIR", run,
-                   run);
+    return err_set(ERR_USAGE, "%s is not a run (it has no job.yaml); make one with: %s init %s --data DIR",
+                   run, run_command(), run);
 }
 
 uint64_t run_process_start(pid_t pid)

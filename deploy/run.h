@@ -7,6 +7,11 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+/* What to type for `chorale` here: that alone where the PATH leads to this very build, else a path. Kept for
+ * the life of the program. */
+const char *run_command(void);
+/* An absolute path without the working directory before it, if that is where it is; a part of `path`. */
+const char *run_shorten(const char *path);
 /* ERR_USAGE with a sentence if RUN has no job.yaml. */
 int run_check(const char *run);
 /* Start time of a living process in clock ticks since boot; 0 if there is none (a zombie counts as none). */

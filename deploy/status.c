@@ -10,11 +10,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
 
 #define MAX_STATUS (64u << 20)
 
 /* A column of a table: where its value is in a row, and how it is printed. */
-enum shape { WHOLE, TENTHS, COUNT, SECONDS, PERCENT, TEXT };
+enum shape { WHOLE, TENTHS, COUNT, SECONDS, PERCENT, LOSS, RATE, TEXT };
 struct column {
     const char *title, *key;
     enum shape shape;
@@ -22,17 +26,10 @@ struct column {
 };
 
 static const struct column shard_columns[] = {
-    {"shard", "shard", WHOLE, 5},
-    {"version", "version", COUNT, 9},
-    {"staleness p50", "p50", TENTHS, 13},
-    {"p95", "p95", TENTHS, 6},
-    {"max", "max", TENTHS, 6},
-    {"applied", "applied", COUNT, 10},
-    {"refused", "refused", COUNT, 8},
-    {"blocks", "blocks", WHOLE, 6},
-    {"generation", "generation", WHOLE, 10},
-    {"checkpoint", "age_s", SECONDS, 10},
-    {"endpoint", "endpoint", TEXT, -1},
+    {"shard", "shard", WHOLE, 5},         {"blocks", "blocks", WHOLE, 6},   {"version", "version", COUNT, 9},
+    {"staleness p50", "p50", TENTHS, 13}, {"p95", "p95", TENTHS, 4},        {"max", "max", TENTHS, 4},
+    {"applied", "applied", COUNT, 9},     {"refused", "refused", COUNT, 7}, {"life", "generation", WHOLE, 4},
+    {"endpoint", "endpoint", TEXT, -1}, /* the last: only where there is room */
 };
 static const struct column worker_columns[] = {
     {"worker", "member", WHOLE, 6},
@@ -45,22 +42,25 @@ static const struct column worker_columns[] = {
 };
 static const struct column epoch_columns[] = {
     {"epoch", "epoch", WHOLE, 5},
-    {"train loss", "train_loss", TEXT, 10},
-    {"rate", "rate", TEXT, 10},
-    {"dev loss", "dev_loss", TEXT, 10},
+    {"train loss", "train_loss", LOSS, 10},
+    {"dev loss", "dev_loss", LOSS, 10},
     {"dev accuracy", "dev_accuracy", PERCENT, 12},
+    {"w/o silence", "dev_accuracy_speech", PERCENT, 11},
+    {"rate", "rate", RATE, 9},
 };
 #define LENGTH(a) (sizeof(a) / sizeof(a)[0])
 
 static int print_help(void)
 {
-    puts("chorale status RUN [--json]\n\n"
+    puts("chorale status RUN [--json]\n"
+         "\n"
          "  chorale status run1\n"
-         "  chorale status run1 --json | jq .loss\n\n"
-         "Prints where a run stands, and a line per epoch, shard and worker. Staleness of an update: "
-         "versions of the\n"
-         "shard between the weights that a gradient was computed from and the weights that it was applied "
-         "to.");
+         "  chorale status run1 --json | jq .loss\n"
+         "\n"
+         "Prints where a run stands, and a line per epoch, shard and worker; of a run that\n"
+         "has ended, what was known last. Staleness of an update: versions of the shard\n"
+         "between the weights that a gradient was computed from and the weights that it\n"
+         "was applied to. Life: how often the server of a shard was started.");
     return 0;
 }
 
@@ -129,8 +129,10 @@ static void value_text(const json_t *row, const char *key, enum shape shape, cha
         span_text(v, out, size);
     else if (shape == PERCENT)
         snprintf(out, size, "%.2f %%", 100 * v);
+    else if (shape == LOSS)
+        snprintf(out, size, "%.4f", v);
     else
-        snprintf(out, size, "%.4g", v);
+        snprintf(out, size, "%.3g", v);
 }
 
 /* ------------------------------------------------------------------ the page */
@@ -154,7 +156,7 @@ static void print_table(const json_t *rows, const struct column *columns, size_t
 static void print_loss(const json_t *s, const char *key, const char *title)
 {
     double v;
-    if (number(s, key, &v)) printf("  %s %.4g", title, v);
+    if (number(s, key, &v)) printf("  %s %.4f", title, v);
 }
 
 static void print_job(const json_t *s, const char *run, const char *state)
@@ -162,48 +164,67 @@ static void print_job(const json_t *s, const char *run, const char *state)
     double epoch, epochs, v;
     char text[128];
     plain_text(state, text, sizeof text);
-    printf("%s  %s", run, text);
+    printf("%s: %s", run, text);
     if (number(s, "epoch", &epoch) && number(s, "epochs", &epochs))
-        printf("  epoch %.0f/%.0f", epoch, epochs);
-    if (number(s, "done", &v)) printf("  %.1f %%", 100 * v);
-    if (number(s, "frames_per_s", &v)) printf("  %.0f frames/s", v);
-    print_loss(s, "loss", "loss");
-    print_loss(s, "dev_loss", "dev loss");
-    if (number(s, "dev_accuracy", &v)) printf("  dev accuracy %.2f %%", 100 * v);
-    if (number(s, "eta_s", &v)) {
-        span_text(v, text, sizeof text);
-        printf("  %s left", text);
-    }
+        printf(", epoch %.0f/%.0f", epoch, epochs);
+    if (number(s, "done", &v)) printf(", %.1f %%", 100 * v);
     const json_t *checkpoint = json_object_get(s, "checkpoint");
     if (number(checkpoint, "set", &v)) {
         value_text(checkpoint, "age_s", SECONDS, text, sizeof text);
-        printf("  checkpoint %.0f (%s old)", v, text);
+        printf(", checkpoint %.0f (%s old)", v, text);
     }
     putchar('\n');
 }
 
-/* The age of the last checkpoint belongs to every shard: a set spans all of them. */
-static void share_checkpoint_age(json_t *s)
+static void print_numbers(const json_t *s)
 {
-    json_t *age = json_object_get(json_object_get(s, "checkpoint"), "age_s"), *shard;
-    size_t i;
-    if (!json_is_number(age)) return;
-    json_array_foreach(json_object_get(s, "shards"), i, shard)
-    {
-        if (json_is_object(shard) && !json_object_get(shard, "age_s")) json_object_set(shard, "age_s", age);
+    double v, done;
+    char text[128];
+    if (!number(s, "done", &done)) return;
+    print_loss(s, "loss", "loss");
+    print_loss(s, "dev_loss", "dev loss");
+    if (number(s, "dev_accuracy", &v)) printf("  dev accuracy %.2f %%", 100 * v);
+    if (number(s, "frames_per_s", &v) && v >= 1) printf("  %.0f frames/s", v);
+    if (number(s, "eta_s", &v) && v > 0) {
+        span_text(v, text, sizeof text);
+        printf("  %s left", text);
     }
+    putchar('\n');
+}
+
+/* What a run that has ended says of ages was true when its status was written. */
+static void grow(json_t *object, const char *key, double seconds)
+{
+    double v;
+    if (number(object, key, &v)) json_object_set_new(object, key, json_real(v + seconds));
+}
+
+static void grow_ages(json_t *s, double seconds)
+{
+    json_t *row;
+    size_t i;
+    grow(json_object_get(s, "checkpoint"), "age_s", seconds);
+    json_array_foreach(json_object_get(s, "shards"), i, row) grow(row, "age_s", seconds);
+    json_array_foreach(json_object_get(s, "workers"), i, row) grow(row, "last_seen_s", seconds);
+}
+
+/* Columns of the terminal; plenty where there is none. */
+static size_t room(void)
+{
+    struct winsize w;
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 1 ? w.ws_col : 1000;
 }
 
 static void print_page(json_t *s, const char *run, bool alive)
 {
     const char *state = json_string_value(json_object_get(s, "state"));
-    if (!state) state = "unknown";
-    bool gone = !alive && (strcmp(state, "running") == 0 || strcmp(state, "starting") == 0);
-    print_job(s, run, gone ? "not running (resume it with chorale train)" : state);
-    share_checkpoint_age(s);
+    bool over = state && (strcmp(state, "finished") == 0 || strcmp(state, "never trained") == 0);
+    print_job(s, run, state && (alive || over) ? state : "not running");
+    print_numbers(s);
     print_table(json_object_get(s, "epochs_done"), epoch_columns, LENGTH(epoch_columns));
-    print_table(json_object_get(s, "shards"), shard_columns, LENGTH(shard_columns));
+    print_table(json_object_get(s, "shards"), shard_columns, LENGTH(shard_columns) - (room() < 108));
     print_table(json_object_get(s, "workers"), worker_columns, LENGTH(worker_columns));
+    if (!alive && !over) printf("\ngo on with: %s train %s\n", run_command(), run);
 }
 
 /* ------------------------------------------------------------------ where it comes from */
@@ -232,6 +253,16 @@ static int read_status(const char *run, json_t **out)
     return rc;
 }
 
+/* Seconds since it was written. */
+static double age_of_status(const char *run)
+{
+    char *path = files_join(run, "status.json");
+    struct stat st;
+    double age = stat(path, &st) == 0 ? difftime(time(NULL), st.st_mtime) : 0;
+    free(path);
+    return age > 0 ? age : 0;
+}
+
 static int show(const char *run, bool as_json)
 {
     json_t *s;
@@ -241,6 +272,7 @@ static int show(const char *run, bool as_json)
     if (rc == 0) rc = read_status(run, &s);
     if (rc < 0) return rc;
     bool alive = run_launcher(run, &pid, &start) == 1;
+    if (!alive) grow_ages(s, age_of_status(run));
     if (as_json) {
         json_object_set_new(s, "alive", json_boolean(alive));
         json_dumpf(s, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));

@@ -14,11 +14,13 @@
 
 static int print_help(void)
 {
-    puts("chorale stop RUN [--timeout SECONDS]\n\n"
-         "  chorale stop run1\n\n"
-         "Asks the job that runs in RUN to write a checkpoint and end, and waits for that (default 120 "
-         "seconds).\n"
-         "`chorale train RUN` resumes it. Exit status: 0 it has ended, 1 not yet, 4 nothing runs.");
+    puts("chorale stop RUN [--timeout SECONDS]\n"
+         "\n"
+         "  chorale stop run1\n"
+         "\n"
+         "Asks the job that runs in RUN to write a checkpoint and end, and waits for that\n"
+         "(default 120 seconds). `chorale train RUN` resumes it.\n"
+         "Exit status: 0 it has ended, 1 not yet, 4 nothing runs.");
     return 0;
 }
 
@@ -64,8 +66,8 @@ static int wait_gone(const char *run, pid_t pid, uint64_t start, double timeout_
                            run, (long)pid, timeout_s);
         clock_sleep_ms(POLL_MS);
     }
-    printf("%s has stopped (process %ld, after %.1f s); chorale train %s resumes it\n", run, (long)pid,
-           (double)(clock_now_ns() - begin) / 1e9, run);
+    printf("%s has stopped (process %ld, after %.1f s); %s train %s resumes it\n", run, (long)pid,
+           (double)(clock_now_ns() - begin) / 1e9, run_command(), run);
     return 0;
 }
 

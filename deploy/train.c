@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +24,8 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#define PLAIN_NS (10 * NS_PER_S)
+#define PLAIN_NS   (10 * NS_PER_S)
+#define MAX_STATUS (64u << 20)
 
 struct request {
     const char *run;
@@ -34,22 +36,32 @@ struct request {
 
 static int print_help(void)
 {
-    puts("chorale train RUN [--servers N] [--workers N] [--set OPTION=VALUE]... [--quiet]\n\n"
+    puts("chorale train RUN [--servers N] [--workers N] [--set OPTION=VALUE]... [--quiet]\n"
+         "\n"
          "  chorale train run1\n"
          "  chorale train run1 --servers 2 --workers 2\n"
-         "  chorale train run1 --set optimizer.rate=0.02 --set train.epochs=15\n\n"
-         "Trains RUN (made by `chorale init`) on this machine, with progress. Ctrl-C or `chorale stop RUN` "
-         "ends it\n"
-         "with a checkpoint; the same command again goes on from the newest one.\n\n"
+         "  chorale train run1 --set optimizer.rate=0.02 --set train.epochs=15\n"
+         "\n"
+         "Trains RUN (made by `chorale init`) on this machine, with progress. Ctrl-C, or\n"
+         "`chorale stop RUN`, ends it with a checkpoint; the same command again goes on\n"
+         "from the newest one. RUN/final.safetensors is the model in the end.\n"
+         "\n"
          "  --servers N     parameter servers, one shard each (cluster.servers)\n"
          "  --workers N     workers; 0: one per core that is left (cluster.workers)\n"
-         "  --set OPT=VALUE one option; the merged job is written back to RUN/job.yaml. What the model and "
-         "its\n"
-         "                  data are cannot change once the run has started\n"
-         "  --quiet         no progress and no summary, errors alone\n\n"
+         "  --set OPT=VALUE one option; the merged job is written back to RUN/job.yaml.\n"
+         "                  What the model and its data are cannot change once the run\n"
+         "                  has started\n"
+         "  --quiet         no progress and no summary, errors alone\n"
+         "\n"
+         "The line of progress: epoch, part of the whole job that is done, frames per\n"
+         "second of all workers, training loss of this epoch, frame accuracy on data.dev\n"
+         "(and its change since the epoch before), time left, workers, and staleness:\n"
+         "updates by which a gradient came too late, of the worst shard; half of them at\n"
+         "most p50, 95 % at most p95. Not on a terminal: such a line every 10 seconds.\n"
+         "\n"
          "`chorale init --help` lists the options of a job.\n"
-         "Exit status: 0 trained, 75 interrupted but resumable, 2 usage, 3 data, 5 model mismatch, 6 "
-         "diverged.");
+         "Exit status: 0 trained, 75 interrupted but resumable, 1 failure, 2 usage,\n"
+         "3 data, 4 cannot reach, 5 model mismatch, 6 diverged, 7 storage.");
     return 0;
 }
 
@@ -134,8 +146,8 @@ static int take_lock(const char *run, int *fd_out)
     else if (flock(fd, LOCK_EX | LOCK_NB) != 0)
         rc = errno == EWOULDBLOCK
                  ? err_set(ERR_FAIL,
-                           "%s is being trained already; see chorale status %s, or end it with chorale stop",
-                           run, run)
+                           "%s is being trained already; see %s status %s, or end it with %s stop %s", run,
+                           run_command(), run, run_command(), run)
                  : err_set(ERR_STORAGE, "cannot lock %s: %s", path, strerror(errno));
     if (rc < 0 && fd >= 0) close(fd);
     if (rc == 0) *fd_out = fd;
@@ -158,8 +170,8 @@ static int refuse_second(const char *run)
     uint64_t start = 0;
     int rc = run_launcher(run, &pid, &start);
     if (rc <= 0) return rc;
-    return err_set(ERR_FAIL, "%s is being trained already by process %ld; end that with chorale stop %s", run,
-                   (long)pid, run);
+    return err_set(ERR_FAIL, "%s is being trained already by process %ld; end that with: %s stop %s", run,
+                   (long)pid, run_command(), run);
 }
 
 static int make_folders(const char *run)
@@ -183,7 +195,28 @@ struct training {
     char *programs; /* owned */
     int signal_fd;
     bool stop;
+    bool is_over; /* all of its epochs are trained already */
 };
+
+/* A job that has come to its end, with the epochs that are wanted now, and whose last set is the newest. */
+static bool is_trained(const char *run, const struct config *c)
+{
+    char *path = files_join(run, "status.json"), *model = files_join(run, "final.safetensors"), *text = NULL;
+    bool yes = files_exists(path) && files_exists(model) && files_read(path, MAX_STATUS, &text, NULL) == 0;
+    if (yes) {
+        json_t *s = json_loads(text, 0, NULL);
+        const char *state = json_string_value(json_object_get(s, "state"));
+        const json_t *set = json_object_get(json_object_get(s, "checkpoint"), "set");
+        yes = state && strcmp(state, "finished") == 0 && json_is_integer(set) &&
+              json_integer_value(json_object_get(s, "epochs")) == c->train.epochs &&
+              json_integer_value(set) == snapshot_newest(run);
+        json_decref(s);
+    }
+    free(text);
+    free(model);
+    free(path);
+    return yes;
+}
 
 /* chorale-prepare has said itself what is wrong: *exit_status then is what we end with, too. The new job file
  * takes the place of the old one once it is good. */
@@ -191,7 +224,7 @@ static int prepare(struct training *t, const char *job, int *exit_status)
 {
     char *fresh = xprintf("%s.new", job), *program = xprintf("%s/chorale-prepare", t->programs);
     const char *words[CHILD_MAX_WORDS + 1] = {program, t->request->run, "--config", fresh};
-    if (t->request->quiet) words[4] = "--quiet";
+    if (t->request->quiet || t->is_over) words[4] = "--quiet";
     int rc = config_write(&t->config, fresh, true);
     if (rc == 0) rc = child_run(words, t->signal_fd, &t->stop);
     if (rc > 0) *exit_status = rc <= 7 ? rc : 1;
@@ -204,7 +237,26 @@ static int prepare(struct training *t, const char *job, int *exit_status)
     return rc;
 }
 
-static int launch(struct training *t)
+static int launch(struct training *t, uint64_t job, struct progress *p)
+{
+    const char *run = t->request->run;
+    const struct config *c = &t->config;
+    struct launch_options o = {.run = run,
+                               .programs = t->programs,
+                               .servers = (uint32_t)c->cluster.servers,
+                               .workers = (uint32_t)c->cluster.workers,
+                               .bsp = c->consistency.mode == CONSISTENCY_BSP,
+                               .job = job,
+                               .signal_fd = t->signal_fd,
+                               .progress = p};
+    progress_say(p, false, "%s: %d server%s, %d worker%s; Ctrl-C stops with a checkpoint", run,
+                 c->cluster.servers, c->cluster.servers == 1 ? "" : "s", c->cluster.workers,
+                 c->cluster.workers == 1 ? "" : "s");
+    return launch_run(&o);
+}
+
+/* To the end and the summary. */
+static int finish(struct training *t)
 {
     const char *run = t->request->run;
     const struct config *c = &t->config;
@@ -212,27 +264,25 @@ static int launch(struct training *t)
     int rc = facts_read(run, &facts);
     if (rc < 0) return rc;
     struct progress_options how = {.run = run,
+                                   .command = run_command(),
+                                   .data = run_shorten(c->data.dev[0] ? c->data.dev : c->data.train),
+                                   .is_over = t->is_over,
                                    .quiet = t->request->quiet,
                                    .is_terminal = isatty(STDERR_FILENO) == 1,
                                    .has_dev = facts.dev.utterances > 0,
                                    .plain_ns = PLAIN_NS,
                                    .to = stderr};
-    struct launch_options o = {.run = run,
-                               .programs = t->programs,
-                               .servers = (uint32_t)c->cluster.servers,
-                               .workers = (uint32_t)c->cluster.workers,
-                               .bsp = c->consistency.mode == CONSISTENCY_BSP,
-                               .job = facts.job,
-                               .signal_fd = t->signal_fd,
-                               .progress = progress_new(&how)};
-    progress_say(o.progress, false, "%s: %d server%s, %d worker%s; Ctrl-C stops with a checkpoint", run,
-                 c->cluster.servers, c->cluster.servers == 1 ? "" : "s", c->cluster.workers,
-                 c->cluster.workers == 1 ? "" : "s");
+    struct progress *p = progress_new(&how);
     uint64_t begin = clock_now_ns();
-    rc = launch_run(&o);
+    if (t->is_over)
+        progress_say(p, false,
+                     "all %d epochs are done already; for more:\n  %s train %s --set train.epochs=%d",
+                     c->train.epochs, run_command(), run, c->train.epochs + 5);
+    else
+        rc = launch(t, facts.job, p);
     if (rc == 0 && !t->request->quiet)
-        progress_summary(o.progress, (double)(clock_now_ns() - begin) / 1e9, stdout);
-    progress_free(&o.progress);
+        progress_summary(p, t->is_over ? -1 : (double)(clock_now_ns() - begin) / 1e9, stdout);
+    progress_free(&p);
     facts_fini(&facts);
     return rc;
 }
@@ -245,12 +295,13 @@ static int train_locked(struct training *t, const char *job, int *exit_status)
     int rc = refuse_second(run);
     if (rc == 0) {
         forget_environment();
+        t->is_over = is_trained(run, &t->config);
         rc = write_launcher(launcher);
         if (rc == 0) rc = prepare(t, job, exit_status);
-        if (rc == 0) rc = launch(t);
+        if (rc == 0) rc = finish(t);
         unlink(launcher);
     }
-    if (rc == ERR_INTERRUPTED) err_set(rc, "interrupted; go on with: chorale train %s", run);
+    if (rc == ERR_INTERRUPTED) err_set(rc, "interrupted; go on with: %s train %s", run_command(), run);
     free(launcher);
     return rc;
 }

@@ -234,21 +234,16 @@ static void settle(struct coordinator *c)
     leases_settle(c);
 }
 
-/* Frames computed so far, as the beats tell them: what the rate is measured from. */
-static uint64_t frames_told(const struct coordinator *c)
-{
-    uint64_t frames = c->frames_gone;
-    for (uint32_t i = 0; i < c->num_members; i++) frames += c->members[i]->beat.frames;
-    return frames;
-}
-
+/* For the rate of the job. It is measured from the first frame on: until then the only sample moves along. */
 static void sample(struct coordinator *c)
 {
+    uint64_t frames = members_frames(c);
+    if (c->num_samples == 1 && c->samples[0].frames == frames) c->num_samples = 0;
     if (c->num_samples && c->now - c->samples[c->num_samples - 1].at < NS_PER_S) return;
     if (c->num_samples == RATE_SAMPLES)
         memmove(&c->samples[0], &c->samples[1], --c->num_samples * sizeof c->samples[0]);
     c->samples[c->num_samples].at = c->now;
-    c->samples[c->num_samples++].frames = frames_told(c);
+    c->samples[c->num_samples++].frames = frames;
 }
 
 static uint64_t house_interval(const struct coordinator *c)

@@ -42,6 +42,7 @@ struct lead {
     struct journal *journal; /* NULL while the state is taken up: it is written as a whole then */
     char *journal_path;
     char endpoint[MSG_MAX_ENDPOINT];
+    struct publisher *publisher;
     uint64_t status_at, leave_at; /* ns; leave_at 0: nobody was told to leave */
 };
 
@@ -313,8 +314,9 @@ static int take_up(struct lead *l)
 
 static void write_status(const struct lead *l)
 {
-    char *text = coordinate_status(l->core, clock_now_ns(), l->run);
-    publish_status(l->run, text);
+    uint64_t now = clock_now_ns();
+    char *text = coordinate_status(l->core, now, l->run);
+    publish_status(l->publisher, now, text);
     free(text);
 }
 
@@ -388,6 +390,7 @@ static int begin(struct lead *l)
     if (rc < 0) return rc;
     open_log(l);
     make_core(l);
+    l->publisher = publish_new(l->run);
     if ((rc = take_up(l)) < 0) return rc;
     l->wire = wire_new();
     if ((rc = wire_bind(l->wire, "127.0.0.1", l->endpoint)) < 0) return rc;
@@ -428,6 +431,7 @@ int main(int argc, char **argv)
     log_event(LOG_INFO, "ended", "\"exit\":%d", status);
     wire_free(&l.wire);
     journal_close(&l.journal);
+    publish_free(&l.publisher);
     coordinate_free(&l.core);
     facts_fini(&l.facts);
     config_free(&l.config);

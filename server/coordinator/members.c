@@ -47,6 +47,19 @@ uint32_t members_workers(const struct coordinator *c)
     return n;
 }
 
+static uint64_t frames_of(const struct member *m)
+{
+    bool counts = m->role == ROLE_WORKER && m->beat.frames > m->frames_before;
+    return counts ? m->beat.frames - m->frames_before : 0;
+}
+
+uint64_t members_frames(const struct coordinator *c)
+{
+    uint64_t frames = c->frames_gone;
+    for (uint32_t i = 0; i < c->num_members; i++) frames += frames_of(c->members[i]);
+    return frames;
+}
+
 bool members_map_complete(const struct coordinator *c)
 {
     for (uint32_t k = 0; k < c->o.shards; k++)
@@ -264,7 +277,7 @@ void members_retire(struct coordinator *c, struct member *m, const char *why)
     log_event(c->command == COMMAND_RUN ? LOG_WARN : LOG_INFO, "retired",
               "\"member\":%" PRIu64 ",\"role\":\"%s\",\"rank\":%u,\"why\":\"%s\"", number,
               role == ROLE_SERVER ? "server" : "worker", rank, why);
-    c->frames_gone += m->beat.frames;
+    c->frames_gone += frames_of(m);
     bool had_capsule = role == ROLE_WORKER && rank < c->o.workers && c->capsules[rank].data;
     json_t *row = members_row(m);
     json_object_set_new(row, "gone", json_true());
@@ -326,6 +339,9 @@ void members_receive_beat(struct coordinator *c, struct member *m, const struct 
         c->command = COMMAND_INTERRUPT;
         return;
     }
+    /* until it computes, what it has is what its capsule brought */
+    if (!m->has_beat || (m->beat.frames == m->frames_before && !(b->frames_per_s > 0)))
+        m->frames_before = b->frames;
     m->beat = *b;
     m->has_beat = true;
     if (m->role == ROLE_SERVER) {

@@ -8,6 +8,8 @@
 struct member *members_find(const struct coordinator *c, uint64_t number);
 /* Live worker of a rank, NULL if there is none. */
 struct member *members_of_rank(const struct coordinator *c, uint32_t rank);
+/* Frames that the workers of this life computed, as their beats tell them; of those that left, too. */
+uint64_t members_frames(const struct coordinator *c);
 uint32_t members_workers(const struct coordinator *c);
 /* All shards have had a server in this life (the map is complete); and have one now. */
 bool members_map_complete(const struct coordinator *c);

@@ -29,22 +29,22 @@ static double seconds(uint64_t from, uint64_t to)
     return to > from ? (double)(to - from) / NS_PER_S : 0;
 }
 
-/* Frames per second over the last minute. */
-static double job_rate(const struct coordinator *c, uint64_t now)
+/* Frames per second over the last minute; of a job that has just begun, what its workers say. */
+static double job_rate(const struct coordinator *c)
 {
-    if (c->num_samples < 2) return NAN;
+    double rate = 0;
+    for (uint32_t i = 0; i < c->num_members; i++)
+        if (c->members[i]->role == ROLE_WORKER) rate += c->members[i]->beat.frames_per_s;
+    if (c->num_samples < 2) return rate;
     uint64_t first = c->samples[0].frames, last = c->samples[c->num_samples - 1].frames;
     double span = seconds(c->samples[0].at, c->samples[c->num_samples - 1].at);
-    (void)now;
-    return span > 0 && last >= first ? (double)(last - first) / span : NAN;
+    return span > 0 && last >= first ? (double)(last - first) / span : rate;
 }
 
 /* In bsp a lease lasts a whole epoch, so what the beats tell is nearer to the truth there. */
 static double frames_done(const struct coordinator *c)
 {
-    uint64_t used = epochs_frames(c), told = c->frames_gone;
-    for (uint32_t i = 0; i < c->num_members; i++) told += c->members[i]->beat.frames;
-    uint64_t seen = c->frames_start + told;
+    uint64_t used = epochs_frames(c), seen = c->frames_start + members_frames(c);
     return (double)(c->o.bsp && seen > used ? seen : used);
 }
 
@@ -70,8 +70,9 @@ static json_t *shard_rows(const struct coordinator *c, uint64_t now)
             blocks_of_shard(&c->o.blocks, c->o.shards, k, &first, &count);
             json_object_set_new(row, "blocks", json_integer(count));
         }
-        if (s->has_beat) {
-            json_object_set_new(row, "version", whole(s->beat.version));
+        /* Nothing applied yet: nothing to tell of it, and what an earlier life told stays (publish.h). */
+        if (s->has_beat && s->beat.version) json_object_set_new(row, "version", whole(s->beat.version));
+        if (s->has_beat && s->beat.applied) {
             json_object_set_new(row, "p50", whole(s->beat.p50));
             json_object_set_new(row, "p95", whole(s->beat.p95));
             json_object_set_new(row, "max", whole(s->beat.max));
@@ -132,10 +133,9 @@ static double train_loss(const struct coordinator *c)
     return NAN;
 }
 
-static void add_progress(const struct coordinator *c, uint64_t now, json_t *s)
+static void add_progress(const struct coordinator *c, json_t *s)
 {
-    double total = (double)c->limit * (double)c->o.train.frames, used = frames_done(c),
-           rate = job_rate(c, now);
+    double total = (double)c->limit * (double)c->o.train.frames, used = frames_done(c), rate = job_rate(c);
     bool over = c->command == COMMAND_FINISH || epochs_all_turned(c);
     double done = over ? 1 : total > 0 ? fmin(used / total, 0.999999) : 0;
     uint32_t epoch = epochs_turned(c) + 1;
@@ -151,7 +151,7 @@ char *coordinate_status(const struct coordinator *c, uint64_t now, const char *r
 {
     struct coordinate_epoch dev = {.dev_loss = NAN, .dev_accuracy = NAN};
     json_t *s = json_pack("{s:o, s:s}", "run", text(run), "state", state_name(c));
-    add_progress(c, now, s);
+    add_progress(c, s);
     json_t *epochs = epoch_rows(c, &dev);
     json_object_set_new(s, "dev_loss", real(dev.dev_loss));
     json_object_set_new(s, "dev_accuracy", real(dev.dev_accuracy));

@@ -139,7 +139,7 @@ static void a_run_without_anything_says_so(void **state)
     struct facts f;
     float *params;
     assert_int_equal(snapshot_newest(run), -1);
-    assert_int_equal(snapshot_load_model(run, &f, &params), ERR_STORAGE);
+    assert_int_equal(snapshot_load_model(run, &f, &params), ERR_USAGE);
     assert_non_null(strstr(err_text(), "no model yet"));
 }
 

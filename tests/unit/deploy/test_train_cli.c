@@ -96,6 +96,23 @@ static void a_change_of_the_model_is_refused_and_the_job_file_stays(void **state
     assert_false(program_is_there("run/job.yaml.new"));
 }
 
+static void a_job_that_is_done_starts_nothing_and_says_so(void **state)
+{
+    (void)state;
+    program_write("run/job.yaml", small_job);
+    assert_int_equal(RUN_PROGRAM("chorale-prepare", "run", "--quiet"), 0);
+    program_write("run/final.safetensors", "x");
+    program_write("run/status.json",
+                  "{\"state\":\"finished\",\"epochs\":10,\"dev_accuracy\":0.5,\"checkpoint\":{\"set\":0},"
+                  "\"shards\":[{\"shard\":0,\"p50\":1,\"p95\":2,\"max\":3}]}");
+    assert_int_equal(RUN_PROGRAM("chorale", "train", "run"), 0);
+    assert_non_null(strstr(program_err, "all 10 epochs are done already"));
+    assert_non_null(strstr(program_out, "dev accuracy 50.00 %"));
+    assert_non_null(strstr(program_out, "staleness p50"));
+    assert_false(program_is_there("run/members/launcher"));
+    assert_false(program_is_there("run/logs/coordinator.err"));
+}
+
 static void a_second_launcher_is_refused(void **state)
 {
     (void)state;
@@ -353,12 +370,12 @@ static void progress_tells_a_line_now_and_then_and_every_epoch_once(void **state
     program_write("run/status.json", first_status);
     for (uint64_t s = 2; s < 12; s++) progress_tick(p, s * NS_PER_S);
     fflush(to);
-    assert_string_equal(
-        said, "epoch 1/3  10.0 %  1234 frames/s  loss 2.500  10 min left  2 workers  staleness 1/4/9\n");
+    assert_string_equal(said, "epoch 1/3  10.0 %  1234 frames/s  loss 2.500  10 min left  2 workers  "
+                              "staleness p50/p95/max 1/4/9\n");
     program_write("run/status.json", "{\"epoch\":2,\"epochs_done\":[{\"epoch\":1,\"train_loss\":2.1}]}");
     progress_tick(p, 12 * NS_PER_S); /* the evaluation of epoch 1 is under way */
     fflush(to);
-    assert_null(strstr(said, "ended"));
+    assert_null(strstr(said, "dev loss"));
     program_write("run/status.json",
                   "{\"epoch\":2,\"epochs_done\":[{\"epoch\":1,\"train_loss\":2.1,\"dev_loss\":1.5,"
                   "\"dev_accuracy\":0.5,\"rate\":0.05}]}");
@@ -366,11 +383,39 @@ static void progress_tells_a_line_now_and_then_and_every_epoch_once(void **state
     progress_end(p);
     progress_free(&p);
     fclose(to);
-    const char *line =
-        strstr(said, "epoch 1 ended:  train loss 2.1000  dev loss 1.5000  dev accuracy 50.00 %");
+    const char *line = strstr(said, "epoch 1  loss 2.1000  dev loss 1.5000  dev 50.00 %          rate 0.05");
     assert_non_null(line);
-    assert_null(strstr(line + strlen("epoch 1 ended"), "ended"));
+    assert_null(strstr(strchr(line, '\n'), "dev loss"));
     assert_null(strchr(said, '\033'));
+    free(said);
+    free(run);
+}
+
+/* A terminal of unknown size counts as one of 80 columns. */
+static void the_live_line_fits_and_says_all_that_matters(void **state)
+{
+    (void)state;
+    char *run = files_join(home.path, "run"), *said = NULL;
+    size_t len = 0;
+    FILE *to = open_memstream(&said, &len);
+    struct progress *p = progress_new(&(struct progress_options){.run = run, .is_terminal = true, .to = to});
+    program_write(
+        "run/status.json",
+        "{\"state\":\"running\",\"epoch\":12,\"epochs\":16,\"done\":0.7263,\"frames_per_s\":21347.4,"
+        "\"loss\":2.5,\"eta_s\":90.4,\"dev_accuracy\":0.7627,\"workers\":[{\"state\":\"live\"}],"
+        "\"shards\":[{\"p50\":1,\"p95\":2,\"max\":27}],\"epochs_done\":["
+        "{\"epoch\":1,\"dev_accuracy\":0.75},{\"epoch\":2,\"dev_accuracy\":0.7627},{\"epoch\":3}]}");
+    progress_tick(p, 1 * NS_PER_S);
+    progress_free(&p);
+    fclose(to);
+    char *line = strrchr(said, '\n'), *end = strstr(said, "\033[K\r");
+    assert_non_null(line);
+    assert_non_null(end);
+    *end = '\0';
+    assert_string_equal(line + 1,
+                        "\rep 12/16  72.6%  21347 f/s  loss 2.500  dev 76.3%  90 s left  1 w  stale 1/2/27");
+    assert_true(strlen(line + 2) <= 79);
+    assert_non_null(strstr(said, "dev 76.27 %   +1.27"));
     free(said);
     free(run);
 }
@@ -427,6 +472,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(a_bad_command_line_gives_one_sentence_and_changes_nothing),
         TEST(a_change_of_the_model_is_refused_and_the_job_file_stays),
+        TEST(a_job_that_is_done_starts_nothing_and_says_so),
         TEST(a_second_launcher_is_refused),
         TEST(a_job_that_ends_well_starts_each_process_once),
         TEST(a_killed_worker_is_told_to_the_coordinator_and_replaced),
@@ -438,6 +484,7 @@ int main(void)
         TEST(an_interrupt_goes_to_the_coordinator_and_the_result_is_resumable),
         TEST(a_worker_that_says_nothing_is_told_by_its_status),
         TEST(progress_tells_a_line_now_and_then_and_every_epoch_once),
+        TEST(the_live_line_fits_and_says_all_that_matters),
         TEST(progress_of_any_json_never_crashes),
         TEST(the_summary_has_the_staleness_of_every_shard),
     };

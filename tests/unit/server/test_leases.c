@@ -89,6 +89,37 @@ static void a_used_report_that_comes_twice_counts_once(void **state)
     free(s);
 }
 
+static double rate_told(struct bench *b)
+{
+    char *s = coordinate_status(b->c, b->now, "r"), *at = strstr(s, "\"frames_per_s\":");
+    double rate = at ? strtod(at + strlen("\"frames_per_s\":"), NULL) : -1;
+    free(s);
+    return rate;
+}
+
+/* Those of a resumed worker's capsule and what the servers applied are no work of this minute. */
+static void the_rate_counts_what_workers_compute_from_the_first_frame_on(void **state)
+{
+    struct bench *b = *state;
+    bench_start(b);
+    uint64_t s = server(b, 1, 0), m = worker(b, 2);
+    assert_true(rate_told(b) == 0);
+    uint64_t begin = b->now;
+    for (uint64_t t = 0; t <= 20; t++) {
+        wait_until(b, begin + t * S);
+        uint64_t frames = t < 10 ? 0 : (t - 10) * 500;
+        beat(b, 1, &(struct msg_beat){.role = ROLE_SERVER, .member = s, .frames = 7000 * t});
+        beat(b, 2,
+             &(struct msg_beat){.role = ROLE_WORKER,
+                                .member = m,
+                                .frames = 100000 + frames,
+                                .frames_per_s = frames ? 480 : 0});
+    }
+    wait_until(b, begin + 21 * S);
+    double rate = rate_told(b);
+    if (!(rate > 400 && rate < 560)) fail_msg("500 frames a second are told as %g", rate);
+}
+
 static void a_dead_workers_lease_is_granted_again(void **state)
 {
     struct bench *b = *state;
@@ -289,6 +320,7 @@ int main(void)
         TEST(a_repeated_question_gets_the_same_lease),
         TEST(a_repeated_question_gets_the_same_wait),
         TEST(a_used_report_that_comes_twice_counts_once),
+        TEST(the_rate_counts_what_workers_compute_from_the_first_frame_on),
         TEST(a_dead_workers_lease_is_granted_again),
         TEST(a_lease_not_used_in_time_goes_to_another_and_a_double_is_counted),
         TEST(a_lease_given_back_is_granted_to_the_next),

@@ -269,7 +269,7 @@ static void eval_of_bad_options_or_data_exits_with_a_sentence(void **state)
         {3, "none.scp", {"chorale-eval", "run", "--data", "dev", "--targets", "none.scp"}},
         {3, "no usable", {"chorale-eval", "run", "--data", "dev", "--targets", "big.scp"}},
         {3, "dimension 4, not 3", {"chorale-eval", "run", "--data", "wide"}},
-        {7, "nowhere", {"chorale-eval", "nowhere", "--data", "dev"}},
+        {2, "nowhere", {"chorale-eval", "nowhere", "--data", "dev"}},
         {3, "job.yaml", {"chorale-eval", "run/job.yaml", "--data", "dev"}},
     };
     make_ready("");
@@ -396,7 +396,7 @@ static void score_of_bad_options_or_tables_exits_with_a_sentence_and_leaves_no_a
         {3, "cut.ark", {"chorale-score", "run", "ark:cut.ark", "ark:x"}},
         {5, "dimension 4, the model needs 3", {"chorale-score", "run", "scp:wide/feats.scp", "ark:x"}},
         {7, "no/x", {"chorale-score", "run", "scp:dev/feats.scp", "ark:no/x"}},
-        {7, "nowhere", {"chorale-score", "nowhere", "scp:dev/feats.scp", "ark:x"}},
+        {2, "nowhere", {"chorale-score", "nowhere", "scp:dev/feats.scp", "ark:x"}},
     };
     make_ready("");
     program_write("few", "1 2 3");
