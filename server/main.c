@@ -149,6 +149,16 @@ static int restore(struct server *s)
 
 /* ------------------------------------------------------------------ joining and serving */
 
+/* A worker may have our address before we hear that we have joined. */
+static void put_off(struct server *s, uint64_t peer)
+{
+    struct msg m = {.type = MSG_REFUSED, .job = s->facts.job};
+    m.refused.reason = REFUSAL_NOT_READY;
+    snprintf(m.refused.text, sizeof m.refused.text, "shard %u is still joining: try again a little later",
+             s->shard);
+    wire_send(s->wire, WIRE_ROUTER, peer, &m, NULL);
+}
+
 static int join(struct server *s)
 {
     uint64_t begin = clock_now_ns(), now = begin;
@@ -173,6 +183,7 @@ static int join(struct server *s)
         if (link_is_due(s->link, now, &nothing)) link_tick(s->link, now, &nothing);
         if (wire_receive(s->wire, 50, &from, &peer, &m, &payload) < 0) continue;
         if (link_owns(s->link, from)) news = link_receive(s->link, now, &m);
+        if (from == WIRE_ROUTER) put_off(s, peer);
         frame_free(&payload);
         if (news < 0) return news;
     }

@@ -132,7 +132,8 @@ static struct msg expect(struct wire *w, enum msg_type type, uint64_t *peer, str
 static void answer_join(struct wire *w, uint32_t incarnation, uint32_t generation, uint32_t set,
                         struct msg *join, uint64_t *peer)
 {
-    *join = expect(w, MSG_JOIN, peer, NULL);
+    do *join = expect(w, MSG_JOIN, peer, NULL); /* a killed one may have said it twice */
+    while (join->join.pid != (uint64_t)child);
     struct msg m = {.type = MSG_JOINED, .job = JOB};
     m.joined = (struct msg_joined){.member = 5,
                                    .incarnation = incarnation,
@@ -162,18 +163,40 @@ static void order_command(struct wire *w, uint64_t peer, uint32_t incarnation, e
     assert_int_equal(wire_send(w, WIRE_ROUTER, peer, &m, NULL), 0);
 }
 
+static void say_hello(struct wire *w, int link)
+{
+    uint64_t begin = clock_now_ns();
+    struct msg m = {.type = MSG_HELLO, .job = JOB};
+    m.hello = (struct msg_hello){.member = 9, .model_hash = facts.model_hash, .job_generation = 1};
+    while (wire_send(w, link, 0, &m, NULL) == ERR_AGAIN) /* until it is connected */
+        assert_true(clock_now_ns() - begin < PATIENCE);
+}
+
+/* HELLO until it is welcome: a server that has not read its JOINED yet asks for patience. */
+static uint32_t join_shard(struct wire *w, int link)
+{
+    uint64_t begin = clock_now_ns();
+    struct msg m = {.job = 0};
+    struct frame *none = NULL;
+    uint64_t peer;
+    for (say_hello(w, link); m.type != MSG_WELCOME;) {
+        assert_true(clock_now_ns() - begin < PATIENCE);
+        if (wire_receive(w, 1000, &link, &peer, &m, &none) < 0) continue;
+        frame_free(&none);
+        if (m.type == MSG_REFUSED && m.refused.reason == REFUSAL_NOT_READY) say_hello(w, link);
+    }
+    return m.welcome.generation;
+}
+
 /* HELLO, then one push of ones to block 0; returns the first new weight. */
 static float push_once(const char *endpoint, uint32_t generation, uint64_t seq, struct msg_answer *answer)
 {
     struct wire *w = wire_new();
     struct frame *payload = NULL;
-    uint64_t peer, begin = clock_now_ns();
+    uint64_t peer;
     int link = wire_connect(w, endpoint);
-    struct msg m = {.type = MSG_HELLO, .job = JOB};
-    m.hello = (struct msg_hello){.member = 9, .model_hash = facts.model_hash, .job_generation = 1};
-    while (wire_send(w, link, 0, &m, NULL) == ERR_AGAIN) /* until it is connected */
-        assert_true(clock_now_ns() - begin < PATIENCE);
-    assert_int_equal(expect(w, MSG_WELCOME, &peer, NULL).welcome.generation, generation);
+    struct msg m;
+    assert_int_equal(join_shard(w, link), generation);
     size_t floats = blocks_floats(&cut, 0);
     payload = frame_new(floats * sizeof(float));
     for (size_t i = 0; i < floats; i++) ((float *)frame_data(payload))[i] = 0.01f;
@@ -228,6 +251,29 @@ static void a_server_comes_back_with_what_it_wrote(void **state)
     order_set(w, peer, 1, 1); /* nobody completed it: it is written once more */
     order_command(w, peer, 1, COMMAND_FINISH);
     assert_int_equal(end_of_server(), 0);
+    wire_free(&w);
+}
+
+/* a worker whose message is quicker than the coordinator's JOINED */
+static void a_hello_before_joined_is_answered_not_lost(void **state)
+{
+    (void)state;
+    char endpoint[MSG_MAX_ENDPOINT];
+    struct msg join;
+    uint64_t peer;
+    struct wire *w = wire_new(), *worker = wire_new();
+    assert_int_equal(wire_bind(w, "127.0.0.1", endpoint), 0);
+    publish(endpoint, 1);
+    start_server(NULL);
+    join = expect(w, MSG_JOIN, &peer, NULL);
+    int link = wire_connect(worker, join.join.endpoint);
+    say_hello(worker, link);
+    assert_int_equal(expect(worker, MSG_REFUSED, &peer, NULL).refused.reason, REFUSAL_NOT_READY);
+    answer_join(w, 1, 1, 0, &join, &peer); /* it is said again */
+    assert_int_equal(join_shard(worker, link), 1);
+    order_command(w, peer, 1, COMMAND_FINISH);
+    assert_int_equal(end_of_server(), 0);
+    wire_free(&worker);
     wire_free(&w);
 }
 
@@ -297,6 +343,7 @@ int main(void)
 #define RULE(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         RULE(a_server_comes_back_with_what_it_wrote),
+        RULE(a_hello_before_joined_is_answered_not_lost),
         RULE(a_new_coordinator_is_found_and_an_old_one_ignored),
         RULE(a_refusal_ends_it_with_the_sentence),
     };
