@@ -97,6 +97,9 @@ int snapshot_read_own(const char *run, const struct facts *f, uint32_t shard, ui
 /* The job went back to `set`: files of this shard in newer sets, which nobody completed or which are damaged,
  * get another name, so that snapshot_read_own does not take up what was abandoned. */
 void snapshot_set_aside(const char *run, uint32_t set, uint32_t shard, uint32_t shards);
+/* A newer file of this shard is on disk: removes those in older sets that were never completed, so that sets
+ * which fail (a disk that is nearly full) do not pile up. */
+void snapshot_drop_unfinished(const char *run, uint32_t set, uint32_t shard, uint32_t shards);
 /* Removes sets beyond the newest `keep` complete ones (and incomplete ones older than those); never the
  * newest. */
 void snapshot_prune(const char *run, uint32_t keep);

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ------------------------------------------------------------------ states out of sets */
 
@@ -155,6 +156,24 @@ void snapshot_set_aside(const char *run, uint32_t set, uint32_t shard, uint32_t 
             log_event(LOG_INFO, "shard_file_set_aside", "\"set\":%u,\"resumed_from\":%u", sets[i], set);
         free(aside);
         free(path);
+    }
+    free(sets);
+}
+
+void snapshot_drop_unfinished(const char *run, uint32_t set, uint32_t shard, uint32_t shards)
+{
+    char name[64];
+    size_t n;
+    snapshot_shard_name(shard, shards, name);
+    uint32_t *sets = snapshot_list_sets(run, &n);
+    for (size_t i = 0; i < n; i++) {
+        if (sets[i] >= set) continue;
+        char *manifest = snapshot_set_file(run, sets[i], "manifest.json");
+        char *path = snapshot_set_file(run, sets[i], name), *dir = snapshot_set_dir(run, sets[i]);
+        if (!files_exists(manifest) && unlink(path) == 0) (void)rmdir(dir); /* the last one out */
+        free(manifest);
+        free(path);
+        free(dir);
     }
     free(sets);
 }

@@ -70,6 +70,16 @@ static int unknown_option(const char *word)
     return err_set(ERR_USAGE, "unknown option '%.80s'; see `chorale train --help`", word);
 }
 
+/* So that the sentence names the word that was typed. */
+static int check_number(const char *word, const char *key, const char *value)
+{
+    struct config scratch;
+    config_default(&scratch);
+    int rc = options_set(&scratch, options_find(key), value);
+    config_free(&scratch);
+    return rc < 0 ? err_prefix(rc, "%s", word) : 0;
+}
+
 /* Returns 1 if help was asked for. */
 static int parse_arguments(int argc, char **argv, struct request *q)
 {
@@ -81,11 +91,11 @@ static int parse_arguments(int argc, char **argv, struct request *q)
     q->sets = xcalloc((size_t)argc, sizeof *q->sets);
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, ":h", names, NULL)) != -1;) {
-        if (c == 'n')
-            q->sets[q->num_sets++] = xprintf("cluster.servers=%s", optarg);
-        else if (c == 'w')
-            q->sets[q->num_sets++] = xprintf("cluster.workers=%s", optarg);
-        else if (c == 's')
+        if (c == 'n' || c == 'w') {
+            const char *key = c == 'n' ? "cluster.servers" : "cluster.workers";
+            if (check_number(c == 'n' ? "--servers" : "--workers", key, optarg) < 0) return ERR_USAGE;
+            q->sets[q->num_sets++] = xprintf("%s=%s", key, optarg);
+        } else if (c == 's')
             q->sets[q->num_sets++] = xstrdup(optarg);
         else if (c == 'q')
             q->quiet = true;

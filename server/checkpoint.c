@@ -38,7 +38,9 @@ static int write_set(const struct checkpoint *c, const struct wish *w, struct sn
     bool is_complete = files_exists(manifest);
     free(manifest);
     if (is_complete) return err_set(ERR_STORAGE, "set %u is complete and is not written again", w->set);
-    return snapshot_write_shard(c->run, w->set, c->shard, c->shards, c->facts, w->state, file);
+    int rc = snapshot_write_shard(c->run, w->set, c->shard, c->shards, c->facts, w->state, file);
+    if (rc == 0) snapshot_drop_unfinished(c->run, w->set, c->shard, c->shards);
+    return rc;
 }
 
 static void tell(const struct checkpoint_result *r, uint64_t began)

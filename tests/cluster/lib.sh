@@ -90,3 +90,11 @@ accuracy() { # RUN: of the dev data, in percent
     "$bin/chorale" eval "$1" --data "$work/dev" --targets ali.ark --json | tr -d ' \n' |
         sed -n 's/.*"frame_accuracy":\([0-9.]*\).*/\1/p'
 }
+kill_everything() { # LAUNCHER: with all of its processes
+    local pids
+    pids=$(pgrep -P "$1")
+    kill -9 "$1" $pids 2>/dev/null
+    wait "$1" 2>/dev/null
+    wait_for 10 all_gone $pids
+}
+all_gone() { for p in "$@"; do kill -0 "$p" 2>/dev/null && return 1; done; return 0; }

@@ -4,9 +4,7 @@
 #include "common/files.h"
 #include "deploy/run.h"
 
-#include <fcntl.h>
 #include <jansson.h>
-#include <libgen.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,98 +18,42 @@
 #include <xxhash.h>
 #include <cmocka.h>
 
-#define MAX_WORDS 12
+#include "tests/unit/deploy/program.h"
 
-static char home[64], *bin, *out,
-    *err; /* the working directory; where programs are; what the last one said */
+#define CHORALE(...) RUN_PROGRAM("chorale", __VA_ARGS__)
+#define MAX_WORDS    (PROGRAM_WORDS - 1)
 
-static void write_text(const char *path, const char *text)
-{
-    char *full = files_join(home, path), *parent = xstrdup(full);
-    assert_int_equal(files_make_dirs(dirname(parent)), 0);
-    assert_int_equal(files_write_atomic(full, text, strlen(text)), 0);
-    free(parent);
-    free(full);
-}
-
-static bool is_there(const char *path)
-{
-    char *full = files_join(home, path);
-    bool there = files_exists(full);
-    free(full);
-    return there;
-}
-
-static char *slurp(const char *path)
-{
-    char *full = files_join(home, path), *text;
-    assert_int_equal(files_read(full, 1 << 20, &text, NULL), 0);
-    free(full);
-    return text;
-}
-
-/* Runs chorale with words (ended by NULL) in `home`; out and err hold what it said. */
 static int chorale(const char *const *words)
 {
-    char *argv[MAX_WORDS + 2] = {files_join(bin, "chorale")};
-    for (size_t i = 0; i < MAX_WORDS && words[i]; i++) argv[i + 1] = xstrdup(words[i]);
-    fflush(NULL);
-    pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid == 0) {
-        if (chdir(home) != 0) _exit(126);
-        dup2(open(".out", O_WRONLY | O_CREAT | O_TRUNC, 0600), STDOUT_FILENO);
-        dup2(open(".err", O_WRONLY | O_CREAT | O_TRUNC, 0600), STDERR_FILENO);
-        execv(argv[0], argv);
-        _exit(127);
-    }
-    int status;
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    for (size_t i = 0; argv[i]; i++) free(argv[i]);
-    free(out);
-    free(err);
-    out = slurp(".out");
-    err = slurp(".err");
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    const char *all[PROGRAM_WORDS + 1] = {"chorale"};
+    for (size_t i = 0; i < MAX_WORDS && words[i]; i++) all[i + 1] = words[i];
+    return program_run(all);
 }
-#define CHORALE(...) chorale((const char *const[MAX_WORDS + 1]){__VA_ARGS__})
 
 static int set_up(void **state)
 {
     (void)state;
-    char self[4096];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n <= 0) return -1;
-    self[n] = '\0'; /* build/VARIANT/tests/deploy/test_cli; the programs are in build/VARIANT/bin */
-    bin = files_join(dirname(dirname(dirname(self))), "bin");
-    char *program = files_join(bin, "chorale-init");
-    bool built = files_exists(program);
-    free(program);
-    if (!built) print_error("there are no programs in %s; run make first\n", bin);
-    snprintf(home, sizeof home, "/tmp/chorale-cli-XXXXXX");
-    if (!built || !mkdtemp(home)) return -1;
-    write_text("train/feats.scp", "a feats.ark:2\n");
-    write_text("train/ali.scp", "a ali.ark:2\n");
-    write_text("dev/feats.scp", "a feats.ark:2\n");
-    write_text("dev/ali.scp", "a ali.ark:2\n");
+    char home[64] = "/tmp/chorale-cli-XXXXXX";
+    if (!mkdtemp(home) || program_set_up(home, "chorale-init") < 0) return -1;
+    program_write("train/feats.scp", "a feats.ark:2\n");
+    program_write("train/ali.scp", "a ali.ark:2\n");
+    program_write("dev/feats.scp", "a feats.ark:2\n");
+    program_write("dev/ali.scp", "a ali.ark:2\n");
     return 0;
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    free(bin);
-    free(out);
-    free(err);
-    out = err = NULL;
-    return files_remove_tree(home);
+    program_tear_down();
+    return files_remove_tree(program_home);
 }
 
 static void assert_one_sentence(const char *what)
 {
-    const char *end = strchr(err, '\n');
-    if (strncmp(err, "chorale", 7) != 0 || !end || end[1] || strlen(err) < 20)
-        fail_msg("%s: said: %s", what, err);
+    const char *end = strchr(program_err, '\n');
+    if (strncmp(program_err, "chorale", 7) != 0 || !end || end[1] || strlen(program_err) < 20)
+        fail_msg("%s: said: %s", what, program_err);
 }
 
 /* ------------------------------------------------------------------ refusals */
@@ -162,15 +104,15 @@ static void a_bad_command_line_gives_one_sentence_its_exit_code_and_no_run(void 
         {2, "name one run", {"checkpoint", "ls"}},
         {2, "is not a run", {"checkpoint", "verify", "run"}},
     };
-    write_text("job.yaml", "train:\n  epoch: 3\n");
+    program_write("job.yaml", "train:\n  epoch: 3\n");
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         int rc = chorale(rows[i].words);
         char *what = xprintf("row %zu, exit %d", i, rc);
-        if (rc != rows[i].exit || !strstr(err, rows[i].says))
-            fail_msg("%s, expected %d %s: %s", what, rows[i].exit, rows[i].says, err);
+        if (rc != rows[i].exit || !strstr(program_err, rows[i].says))
+            fail_msg("%s, expected %d %s: %s", what, rows[i].exit, rows[i].says, program_err);
         assert_one_sentence(what);
-        assert_int_equal(strlen(out), 0);
-        assert_false(is_there("run"));
+        assert_int_equal(strlen(program_out), 0);
+        assert_false(program_is_there("run"));
         free(what);
     }
 }
@@ -183,8 +125,8 @@ static void a_bad_variable_stops_init(void **state)
     unsetenv("CHORALE_TRAIN_WINDOW");
     assert_int_equal(rc, 2);
     assert_one_sentence("variable");
-    assert_non_null(strstr(err, "CHORALE_TRAIN_WINDOW"));
-    assert_false(is_there("run"));
+    assert_non_null(strstr(program_err, "CHORALE_TRAIN_WINDOW"));
+    assert_false(program_is_there("run"));
 }
 
 static void help_goes_to_stdout_and_is_no_error(void **state)
@@ -201,11 +143,11 @@ static void help_goes_to_stdout_and_is_no_error(void **state)
                                           {"checkpoint", "--help"}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         assert_int_equal(CHORALE(rows[i][0], rows[i][1]), 0);
-        assert_true(strlen(out) > 5);
-        assert_int_equal(strlen(err), 0);
+        assert_true(strlen(program_out) > 5);
+        assert_int_equal(strlen(program_err), 0);
     }
     assert_int_equal(CHORALE("init", "--help"), 0);
-    assert_non_null(strstr(out, "optimizer.schedule.from_epoch"));
+    assert_non_null(strstr(program_out, "optimizer.schedule.from_epoch"));
 }
 
 /* ------------------------------------------------------------------ init */
@@ -216,15 +158,15 @@ static void init_writes_a_job_file_with_absolute_data_and_never_twice(void **sta
     struct config c;
     assert_int_equal(CHORALE("init", "a/run", "--data", "train", "--dev", "dev", "--set", "train.epochs=3"),
                      0);
-    char *path = files_join(home, "a/run/job.yaml"), *train = files_join(home, "train");
+    char *path = files_join(program_home, "a/run/job.yaml"), *train = files_join(program_home, "train");
     assert_int_equal(config_load(path, &c), 0);
     assert_string_equal(c.data.train, train);
     assert_int_equal(c.train.epochs, 3);
     config_free(&c);
-    char *before = slurp("a/run/job.yaml");
+    char *before = program_slurp("a/run/job.yaml");
     assert_int_equal(CHORALE("init", "a/run", "--data", "train"), 2);
     assert_one_sentence("twice");
-    char *after = slurp("a/run/job.yaml");
+    char *after = program_slurp("a/run/job.yaml");
     assert_string_equal(before, after);
     free(before);
     free(after);
@@ -236,9 +178,9 @@ static void init_finds_targets_that_are_here_and_not_in_the_data(void **state)
 {
     (void)state;
     struct config c;
-    write_text("other.scp", "a ali.ark:2\n");
+    program_write("other.scp", "a ali.ark:2\n");
     assert_int_equal(CHORALE("init", "run", "--data", "train", "--set", "data.targets=other.scp"), 0);
-    char *path = files_join(home, "run/job.yaml"), *targets = files_join(home, "other.scp");
+    char *path = files_join(program_home, "run/job.yaml"), *targets = files_join(program_home, "other.scp");
     assert_int_equal(config_load(path, &c), 0);
     assert_string_equal(c.data.targets, targets);
     config_free(&c);
@@ -253,9 +195,9 @@ static void status_tells_of_a_run_that_was_never_trained(void **state)
     (void)state;
     assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
     assert_int_equal(CHORALE("status", "run"), 0);
-    assert_non_null(strstr(out, "never trained"));
+    assert_non_null(strstr(program_out, "never trained"));
     assert_int_equal(CHORALE("status", "run", "--json"), 0);
-    json_t *s = json_loads(out, 0, NULL);
+    json_t *s = json_loads(program_out, 0, NULL);
     assert_true(json_is_false(json_object_get(s, "alive")));
     json_decref(s);
 }
@@ -264,28 +206,29 @@ static void status_prints_the_job_its_shards_and_its_workers(void **state)
 {
     (void)state;
     assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
-    write_text("run/status.json",
-               "{\"run\":\"run\",\"state\":\"finished\",\"epoch\":2,\"epochs\":10,\"done\":0.25,\"frames_per_"
-               "s\":12345.6,"
-               "\"loss\":1.5,\"dev_loss\":null,\"dev_accuracy\":0.7561,\"eta_s\":600,\"checkpoint\":{\"set\":"
-               "12,\"age_s\":4},"
-               "\"shards\":[{\"shard\":0,\"endpoint\":\"tcp://"
-               "127.0.0.1:1\\u001b[31m\",\"generation\":1,\"version\":8123,"
-               "\"p50\":3,\"p95\":9,\"max\":14,\"applied\":100,\"refused\":0,\"blocks\":28}],"
-               "\"workers\":[{\"member\":4,\"host\":\"h\",\"pid\":1,\"state\":\"live\",\"frames_per_s\":6000,"
-               "\"frames\":1,"
-               "\"staleness_mean\":2.5,\"last_seen_s\":1}],"
-               "\"epochs_done\":[{\"epoch\":1,\"train_loss\":2.1234,\"rate\":0.05,\"dev_loss\":1.9,\"dev_"
-               "accuracy\":0.5}]}");
+    program_write(
+        "run/status.json",
+        "{\"run\":\"run\",\"state\":\"finished\",\"epoch\":2,\"epochs\":10,\"done\":0.25,\"frames_per_"
+        "s\":12345.6,"
+        "\"loss\":1.5,\"dev_loss\":null,\"dev_accuracy\":0.7561,\"eta_s\":600,\"checkpoint\":{\"set\":"
+        "12,\"age_s\":4},"
+        "\"shards\":[{\"shard\":0,\"endpoint\":\"tcp://"
+        "127.0.0.1:1\\u001b[31m\",\"generation\":1,\"version\":8123,"
+        "\"p50\":3,\"p95\":9,\"max\":14,\"applied\":100,\"refused\":0,\"blocks\":28}],"
+        "\"workers\":[{\"member\":4,\"host\":\"h\",\"pid\":1,\"state\":\"live\",\"frames_per_s\":6000,"
+        "\"frames\":1,"
+        "\"staleness_mean\":2.5,\"last_seen_s\":1}],"
+        "\"epochs_done\":[{\"epoch\":1,\"train_loss\":2.1234,\"rate\":0.05,\"dev_loss\":1.9,\"dev_"
+        "accuracy\":0.5}]}");
     assert_int_equal(CHORALE("status", "run"), 0);
     static const char *const parts[] = {
         "finished",    "epoch 2/10",         "25.0 %", "12346 frames/s", "dev accuracy 75.61 %",
         "10 min left", "checkpoint 12 (4 s", "8123",   "2.123",          "50.00 %",
         "live",        "tcp://127.0.0.1:1?"};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
-        if (!strstr(out, parts[i])) fail_msg("no %s in: %s", parts[i], out);
-    assert_null(strchr(out, '\x1b'));
-    assert_null(strstr(out, "dev loss 0"));
+        if (!strstr(program_out, parts[i])) fail_msg("no %s in: %s", parts[i], program_out);
+    assert_null(strchr(program_out, '\x1b'));
+    assert_null(strstr(program_out, "dev loss 0"));
 }
 
 static void status_of_any_json_never_crashes(void **state)
@@ -306,7 +249,7 @@ static void status_of_any_json_never_crashes(void **state)
     };
     assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        write_text("run/status.json", rows[i].text);
+        program_write("run/status.json", rows[i].text);
         assert_int_equal(CHORALE("status", "run"), rows[i].exit);
         assert_int_equal(CHORALE("status", "run", "--json"), rows[i].exit);
         if (rows[i].exit) assert_one_sentence(rows[i].text);
@@ -329,7 +272,7 @@ static void stop_without_a_job_exits_4(void **state)
                                           "{\"pid\":99999999999,\"start\":5}",
                                           "{\"pid\":\"1\",\"start\":5}"};
     for (size_t i = 0; i < sizeof damaged / sizeof damaged[0]; i++) {
-        write_text("run/members/launcher", damaged[i]);
+        program_write("run/members/launcher", damaged[i]);
         assert_int_equal(CHORALE("stop", "run"), 1);
         assert_one_sentence(damaged[i]);
     }
@@ -353,7 +296,7 @@ static pid_t start_launcher(bool deaf, uint64_t start_offset)
     assert_true(run_process_start(pid) > 0);
     char *text = xprintf("{\"pid\":%ld,\"start\":%llu}", (long)pid,
                          (unsigned long long)(run_process_start(pid) + start_offset));
-    write_text("run/members/launcher", text);
+    program_write("run/members/launcher", text);
     free(text);
     return pid;
 }
@@ -365,7 +308,7 @@ static void stop_ends_the_launcher_and_says_so(void **state)
     assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
     pid_t pid = start_launcher(false, 0);
     assert_int_equal(CHORALE("stop", "run"), 0);
-    assert_non_null(strstr(out, "has stopped"));
+    assert_non_null(strstr(program_out, "has stopped"));
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
     assert_int_equal(CHORALE("stop", "run"), 4);
@@ -392,7 +335,7 @@ static void stop_does_not_wait_for_ever(void **state)
     pid_t pid = start_launcher(true, 0);
     assert_int_equal(CHORALE("stop", "run", "--timeout", "0"), 1);
     assert_one_sentence("deaf");
-    assert_non_null(strstr(err, "still stopping"));
+    assert_non_null(strstr(program_err, "still stopping"));
     kill(pid, SIGKILL);
     waitpid(pid, &status, 0);
 }
@@ -407,8 +350,8 @@ static void write_set(const char *set, const char *body, const char *name)
         xprintf("{\"set\":1,\"epoch\":2,\"done\":0.5,\"wall\":\"2026-01-31T12:00:00.000Z\",\"exact\":true,"
                 "\"files\":[{\"name\":\"%s\",\"bytes\":%zu,\"xxh3\":\"%016llx\"}]}",
                 name, strlen(body), (unsigned long long)XXH3_64bits(body, strlen(body)));
-    write_text(file, body);
-    write_text(manifest, text);
+    program_write(file, body);
+    program_write(manifest, text);
     free(file);
     free(manifest);
     free(text);
@@ -421,15 +364,15 @@ static void checkpoint_lists_and_verifies_whole_and_unfinished_sets(void **state
     assert_int_equal(CHORALE("checkpoint", "verify", "run"), 0);
     write_set("set-000001", "weights", "w");
     write_set("set-1000000", "later weights", "w");
-    write_text("run/checkpoints/set-000002/w", "half");
+    program_write("run/checkpoints/set-000002/w", "half");
     assert_int_equal(CHORALE("checkpoint", "ls", "run"), 0);
-    assert_non_null(strstr(out, "2026-01-31T12:00:00.000Z"));
-    assert_non_null(strstr(out, "set-000002    incomplete"));
-    assert_true(strstr(out, "set-000001") < strstr(out, "set-000002"));
-    assert_true(strstr(out, "set-000002") < strstr(out, "set-1000000"));
+    assert_non_null(strstr(program_out, "2026-01-31T12:00:00.000Z"));
+    assert_non_null(strstr(program_out, "set-000002    incomplete"));
+    assert_true(strstr(program_out, "set-000001") < strstr(program_out, "set-000002"));
+    assert_true(strstr(program_out, "set-000002") < strstr(program_out, "set-1000000"));
     assert_int_equal(CHORALE("checkpoint", "verify", "run"), 0);
-    assert_non_null(strstr(out, "set-000001    ok, 1 files"));
-    assert_int_equal(strlen(err), 0);
+    assert_non_null(strstr(program_out, "set-000001    ok, 1 files"));
+    assert_int_equal(strlen(program_err), 0);
 }
 
 static void checkpoint_verify_names_what_is_damaged_and_exits_7(void **state)
@@ -455,11 +398,11 @@ static void checkpoint_verify_names_what_is_damaged_and_exits_7(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         write_set("set-000001", "weights", "w");
         write_set("set-000002", "good", "w");
-        write_text(rows[i].path, rows[i].text);
+        program_write(rows[i].path, rows[i].text);
         assert_int_equal(CHORALE("checkpoint", "verify", "run"), 7);
         assert_one_sentence(rows[i].says);
-        if (!strstr(out, rows[i].says)) fail_msg("no %s in: %s", rows[i].says, out);
-        assert_non_null(strstr(out, "set-000002    ok"));
+        if (!strstr(program_out, rows[i].says)) fail_msg("no %s in: %s", rows[i].says, program_out);
+        assert_non_null(strstr(program_out, "set-000002    ok"));
         assert_int_equal(CHORALE("checkpoint", "ls", "run"), 0);
     }
 }

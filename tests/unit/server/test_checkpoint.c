@@ -126,6 +126,30 @@ static void a_complete_set_is_never_written_again(void **state)
     assert_int_equal(snapshot_newest(run), 1);
 }
 
+static bool is_there(uint32_t set)
+{
+    char *path = xprintf("%s/checkpoints/set-%06u", run, set);
+    bool there = files_exists(path);
+    free(path);
+    return there;
+}
+
+/* a disk that is nearly full must not fill with what came of failed sets */
+static void sets_that_were_never_completed_do_not_pile_up(void **state)
+{
+    (void)state;
+    checkpoint_write(writer, 1, copies[0]);
+    struct checkpoint_result r = take();
+    struct manifest m = {.set = 1, .num_files = 1, .files = &r.file};
+    assert_int_equal(snapshot_write_manifest(run, &m), 0);
+    for (uint32_t set = 2; set <= 4; set++) {
+        checkpoint_write(writer, set, copies[set % 2]);
+        assert_int_equal(take().rc, 0);
+        assert_true(is_there(1) && is_there(set));
+        assert_false(set > 2 && is_there(set - 1));
+    }
+}
+
 static void leaving_forgets_the_wish_that_waits(void **state)
 {
     (void)state;
@@ -143,6 +167,7 @@ int main(void)
         RULE(the_newest_wish_wins),
         RULE(a_failed_write_is_told_and_the_next_one_is_tried),
         RULE(a_complete_set_is_never_written_again),
+        RULE(sets_that_were_never_completed_do_not_pile_up),
         RULE(leaving_forgets_the_wish_that_waits),
     };
     log_set_stderr(LOG_NONE);
