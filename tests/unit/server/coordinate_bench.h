@@ -236,4 +236,25 @@ static inline void apply_lines(struct coordinator *c, const char *text,
     free(copy);
 }
 
+/* A worker's nth capsule for a set, in two pages; it has the lease of that question, and all before. */
+static inline void give_capsule(struct bench *b, uint64_t pid, uint64_t member, uint32_t set,
+                                const char *text, uint32_t attempt, uint64_t request)
+{
+    size_t len = strlen(text), n;
+    for (size_t at = 0; at < len; at += n) {
+        n = at == 0 ? (len + 1) / 2 : len - at;
+        struct frame *page = frame_copy(text + at, n);
+        struct msg m = {.type = MSG_CAPSULE, .job = b->o.job};
+        m.capsule = (struct msg_capsule){.member = member,
+                                         .set = set,
+                                         .offset = at,
+                                         .total = len,
+                                         .hash = wire_hash(text + at, n),
+                                         .attempt = attempt,
+                                         .request = request};
+        coordinate_receive(b->c, b->now, 100 + pid, &m, &page);
+        assert_null(page);
+    }
+}
+
 #endif

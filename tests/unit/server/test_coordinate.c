@@ -190,27 +190,6 @@ static void a_set_that_cannot_be_written_is_tried_again_later(void **state)
     assert_int_equal(coordinate_command(b->c), COMMAND_RUN);
 }
 
-/* In two pages. */
-static void give_capsule(struct bench *b, uint64_t pid, uint64_t member, uint32_t set, const char *text,
-                         uint32_t attempt)
-{
-    size_t len = strlen(text), n;
-    for (size_t at = 0; at < len; at += n) {
-        n = at == 0 ? (len + 1) / 2 : len - at;
-        struct frame *page = frame_copy(text + at, n);
-        struct msg m = {.type = MSG_CAPSULE,
-                        .job = b->o.job,
-                        .capsule = {.member = member,
-                                    .set = set,
-                                    .offset = at,
-                                    .total = len,
-                                    .hash = wire_hash(text + at, n),
-                                    .attempt = attempt}};
-        coordinate_receive(b->c, b->now, 100 + pid, &m, &page);
-        assert_null(page);
-    }
-}
-
 static void a_job_with_one_worker_holds_it_until_all_servers_have_copied(void **state)
 {
     struct bench *b = *state;
@@ -225,10 +204,10 @@ static void a_job_with_one_worker_holds_it_until_all_servers_have_copied(void **
     assert_int_equal(ask(b, 1, m, 5).kind, LEASE_HELD); /* nothing new while it is held */
     serve_set(b, 8, s0, true);
     assert_int_equal(order_of(b, 8).set, 0); /* servers copy only once the capsule is here */
-    give_capsule(b, 1, m, 1, "the capsule", 0);
+    give_capsule(b, 1, m, 1, "the capsule", 1, 1);
     assert_int_equal(order_of(b, 1).capsule_have, 11);
-    give_capsule(b, 1, m, 1, "the new capsule", 1); /* replaces it */
-    give_capsule(b, 1, m, 1, "the capsule", 0);     /* a page of the old one that comes late does not */
+    give_capsule(b, 1, m, 1, "the new capsule", 2, 1); /* replaces it */
+    give_capsule(b, 1, m, 1, "the capsule", 1, 1);     /* a page of the old one that comes late does not */
     assert_int_equal(order_of(b, 1).capsule_have, 15);
     beat(b, 1, &(struct msg_beat){.role = ROLE_WORKER, .member = m, .holding = 1});
     assert_int_equal(order_of(b, 8).set, 1);
@@ -432,50 +411,6 @@ static void a_coordinator_made_from_rows_answers_as_the_old_one_would(void **sta
     free(rows);
 }
 
-static void in_bsp_a_death_after_the_roster_needs_a_restore(void **state)
-{
-    struct bench *b = *state;
-    b->o.bsp = true;
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1);
-    struct msg leave = {.type = MSG_LEAVE, .leave.member = m};
-    say(b, 101, &leave); /* before the roster: nothing is lost */
-    assert_false(coordinate_needs_restore(b->c));
-    worker(b, 2);
-    worker(b, 3);
-    assert_int_equal(order_of(b, 8).roster, 1);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 9}};
-    say(b, 1, &gone);
-    assert_true(coordinate_needs_restore(b->c));
-    assert_int_equal(order_of(b, 2).command, COMMAND_INTERRUPT);
-}
-
-static void in_bsp_capsules_of_different_steps_are_no_set(void **state)
-{
-    struct bench *b = *state;
-    b->o.bsp = true;
-    b->o.interval_ns = 5 * S;
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1), n = worker(b, 2);
-    ask(b, 1, m, 1);
-    wait_until(b, b->now + 6 * S);
-    assert_int_equal(order_of(b, 1).hold, 0); /* rank 1 has no data yet: it could not end a step */
-    ask(b, 2, n, 1);
-    assert_int_equal(order_of(b, 1).hold, 1);
-    give_capsule(b, 1, m, 1, "a", 0);
-    give_capsule(b, 2, n, 1, "bb", 0);
-    beat(b, 1, &(struct msg_beat){.role = ROLE_WORKER, .member = m, .holding = 1, .seq = 5});
-    beat(b, 2, &(struct msg_beat){.role = ROLE_WORKER, .member = n, .holding = 1, .seq = 4});
-    assert_int_equal(order_of(b, 8).set, 0);
-    give_capsule(b, 2, n, 1, "cc", 1);
-    beat(b, 2, &(struct msg_beat){.role = ROLE_WORKER, .member = n, .holding = 1, .seq = 5});
-    assert_int_equal(order_of(b, 8).set, 1);
-}
-
 static void damaged_rows_are_refused_with_a_sentence(void **state)
 {
     struct bench *b = *state;
@@ -527,8 +462,6 @@ int main(void)
         TEST(an_evaluation_whose_copy_is_gone_starts_over_on_the_next_set),
         TEST(newbob_halves_once_and_then_ends),
         TEST(a_coordinator_made_from_rows_answers_as_the_old_one_would),
-        TEST(in_bsp_a_death_after_the_roster_needs_a_restore),
-        TEST(in_bsp_capsules_of_different_steps_are_no_set),
         TEST(damaged_rows_are_refused_with_a_sentence),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
