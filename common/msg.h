@@ -74,7 +74,7 @@ enum msg_lease_kind {
     LEASE_WAIT = 0, /* nothing now: ask again later */
     LEASE_TRAIN = 1,
     LEASE_EVAL = 2,
-    LEASE_HELD = 3 /* nothing while a set is being taken: not WAIT, there may be more right after */
+    LEASE_HELD = 3 /* nothing while a set is being taken, or what was granted is gone: ask again */
 };
 
 struct msg_hello {

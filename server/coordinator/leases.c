@@ -69,10 +69,12 @@ static bool find_train(struct coordinator *c, const struct member *m, struct pla
 }
 
 /* An exact set is being taken, and what would be granted now were missing in it. In bsp a rank may need a
- * lease to come to the step where all stand: that one is granted, and its capsule must be made after it. */
-static bool is_held(const struct coordinator *c)
+ * lease to come to the step where rank 0 stands: that one is granted, and its capsule must be made after it.
+ */
+static bool is_held(const struct coordinator *c, const struct member *m)
 {
-    return c->sets.exact && (c->sets.phase == SET_COPY || (c->sets.phase == SET_HOLD && !c->o.bsp));
+    bool stands = !c->o.bsp || m->rank == 0;
+    return c->sets.exact && (c->sets.phase == SET_COPY || (c->sets.phase == SET_HOLD && stands));
 }
 
 static void spoil_capsule(struct coordinator *c, struct member *m)
@@ -86,7 +88,7 @@ static void spoil_capsule(struct coordinator *c, struct member *m)
 
 static bool find_work(struct coordinator *c, const struct member *m, struct place *out)
 {
-    if (c->command != COMMAND_RUN || is_held(c)) return false;
+    if (c->command != COMMAND_RUN || is_held(c, m)) return false;
     if (c->sets.exact && c->sets.phase == SET_HOLD) return find_train(c, m, out);
     return find_eval(c, m, out) || find_overdue(c, m, false, out) || find_train(c, m, out) ||
            find_overdue(c, m, true, out);
@@ -133,7 +135,7 @@ static void answer(struct coordinator *c, struct member *m)
     const struct lease *l = find_work(c, m, &at) ? grant(c, m, &at) : NULL;
     if (l) spoil_capsule(c, m);
     m->answer = l ? l->id : 0;
-    m->held = !l && is_held(c);
+    m->held = !l && is_held(c, m);
     send_lease(c, m, l);
 }
 
@@ -147,7 +149,13 @@ void leases_receive_ask(struct coordinator *c, struct member *m, const struct ms
         send_lease(c, m, l);
         return;
     }
-    if (again && !l) return; /* used already: an old question that came late */
+    if (again &&
+        !l) { /* used already, and an old question came late; or it was lost on its way, and is gone */
+        m->answer = 0;
+        m->held = true;
+        send_lease(c, m, NULL);
+        return;
+    }
     m->request = a->request;
     m->deferred = c->o.bsp && c->roster == 0;
     if (!m->deferred) answer(c, m);

@@ -311,10 +311,26 @@ static void the_journal_alone_gives_the_same_state(void **state)
     coordinate_free(&c);
 }
 
+/* Silence would leave a worker asking for ever whose answer was lost before its lease went away. */
+static void a_question_whose_lease_is_gone_is_answered_ask_again(void **state)
+{
+    struct bench *b = *state;
+    bench_start(b);
+    server(b, 8, 0);
+    server(b, 9, 1);
+    uint64_t m = worker(b, 1);
+    struct msg_lease l = ask(b, 1, m, 1);
+    assert_int_equal(l.kind, LEASE_TRAIN);
+    used(b, 1, m, &l, 10);
+    assert_int_equal(ask(b, 1, m, 1).kind, LEASE_HELD);
+    assert_int_equal(ask(b, 1, m, 2).kind, LEASE_TRAIN);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
     const struct CMUnitTest tests[] = {
+        TEST(a_question_whose_lease_is_gone_is_answered_ask_again),
         TEST(every_chunk_of_an_epoch_is_leased_once_and_in_order),
         TEST(a_grant_is_journaled_before_it_is_sent),
         TEST(a_repeated_question_gets_the_same_lease),
