@@ -329,8 +329,8 @@ static void an_interrupt_goes_to_the_coordinator_and_the_result_is_resumable(voi
     struct outcome o;
     put_fifo("never");
     put_fifo("bye");
-    launch_scripts("trap 'echo x >$run/../bye; exit 75' TERM\n" PUBLISH "cat $run/../never & wait", "exit 0",
-                   "kill -TERM $PPID; read x <$run/../bye; exit 75", false, &o);
+    launch_scripts("trap 'kill $!; echo x >$run/../bye; exit 75' TERM\n" PUBLISH "cat $run/../never & wait",
+                   "exit 0", "kill -TERM $PPID; read x <$run/../bye; exit 75", false, &o);
     assert_int_equal(o.rc, ERR_INTERRUPTED);
     assert_int_equal(calls_of(&o, "coordinator"), 1);
     assert_int_equal(calls_of(&o, "worker"), 1);
