@@ -2,7 +2,7 @@
 
 #include "common/clock.h"
 #include "common/err.h"
-#include "common/files.h"
+#include "common/rendezvous.h"
 #include "common/wire.h"
 #include "deploy/child.h"
 
@@ -121,25 +121,18 @@ static void schedule_all(struct launch *l)
     }
 }
 
-/* Has our coordinator said where it is? {"endpoint", "job", "incarnation", "pid", "start"} */
+/* Has our coordinator said where it is? */
 static void look_for_coordinator(struct launch *l, uint64_t now)
 {
     struct child *c = &l->slots[0].child;
-    char *path = files_join(l->o->run, "members/coordinator"), *text = NULL;
-    if (files_exists(path) && files_read(path, 65536, &text, NULL) == 0) {
-        json_t *root = json_loads(text, 0, NULL);
-        const char *endpoint = json_string_value(json_object_get(root, "endpoint"));
-        if (endpoint && json_integer_value(json_object_get(root, "pid")) == (json_int_t)c->pid) {
-            snprintf(l->endpoint, sizeof l->endpoint, "%s", endpoint);
-            l->serving = true;
-        }
-        json_decref(root);
+    struct rendezvous at;
+    if (rendezvous_find(l->o->run, &at) && at.pid == (int64_t)c->pid) {
+        strcpy(l->endpoint, at.endpoint);
+        l->serving = true;
     }
     if (!l->serving && now > c->started_ns + COME_UP_NS)
         finish(l, err_set(ERR_REACH, "the coordinator does not come up; see %s/logs/coordinator.err",
                           l->o->run));
-    free(text);
-    free(path);
 }
 
 static void start_due(struct launch *l, uint64_t now)

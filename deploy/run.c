@@ -2,6 +2,7 @@
 
 #include "common/err.h"
 #include "common/files.h"
+#include "common/rendezvous.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -61,25 +62,6 @@ int run_check(const char *run)
                    run, run_command(), run);
 }
 
-uint64_t run_process_start(pid_t pid)
-{
-    char path[64], *text;
-    uint64_t start;
-    char status;
-    snprintf(path, sizeof path, "/proc/%ld/stat", (long)pid);
-    if (files_read(path, 8192, &text, NULL) < 0) return 0;
-    /* the name in field 2 may hold anything, so count from the last bracket: field 3 is the state, field 22
-     * the start */
-    const char *rest = strrchr(text, ')');
-    int fields =
-        rest ? sscanf(rest + 1,
-                      " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %" SCNu64,
-                      &status, &start)
-             : 0;
-    free(text);
-    return fields == 2 && status != 'Z' && status != 'X' ? start : 0;
-}
-
 static int parse_launcher(const char *path, const char *text, pid_t *pid, uint64_t *start)
 {
     json_t *root = json_loads(text, 0, NULL);
@@ -103,5 +85,5 @@ int run_launcher(const char *run, pid_t *pid, uint64_t *start)
     free(text);
     free(path);
     if (rc < 0) return rc;
-    return there && run_process_start(*pid) == *start;
+    return there && rendezvous_process_start(*pid) == *start;
 }

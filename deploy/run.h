@@ -1,5 +1,5 @@
 /* What the commands of people need to know about a run directory RUN: is it one, and does its job run on this
- * machine? A process is named by pid and start time (field 22 of /proc/PID/stat), never by its name. */
+ * machine? */
 #ifndef DEPLOY_RUN_H
 #define DEPLOY_RUN_H
 
@@ -14,8 +14,6 @@ const char *run_command(void);
 const char *run_shorten(const char *path);
 /* ERR_USAGE with a sentence if RUN has no job.yaml. */
 int run_check(const char *run);
-/* Start time of a living process in clock ticks since boot; 0 if there is none (a zombie counts as none). */
-uint64_t run_process_start(pid_t pid);
 /* The launcher of `chorale train`, from RUN/members/launcher {"pid", "start"}: 1 and *pid, *start if it
  * lives, 0 if nothing runs, or a negative enum err for a file that cannot be understood. */
 int run_launcher(const char *run, pid_t *pid, uint64_t *start);

@@ -1,6 +1,7 @@
 /* chorale stop: TERM to the launcher of a run, which checkpoints and ends all of its processes. */
 #include "common/clock.h"
 #include "common/err.h"
+#include "common/rendezvous.h"
 #include "deploy/run.h"
 
 #include <errno.h>
@@ -59,7 +60,7 @@ static int parse_arguments(int argc, char **argv, const char **run, double *time
 static int wait_gone(const char *run, pid_t pid, uint64_t start, double timeout_s)
 {
     uint64_t begin = clock_now_ns(), limit = (uint64_t)(timeout_s * 1e9);
-    while (run_process_start(pid) == start) {
+    while (rendezvous_process_start(pid) == start) {
         if (clock_now_ns() - begin >= limit)
             return err_set(ERR_FAIL,
                            "%s is still stopping (process %ld) after %g s; run this again to wait longer",

@@ -5,6 +5,7 @@
 #include "common/config.h"
 #include "common/err.h"
 #include "common/files.h"
+#include "common/rendezvous.h"
 #include "common/options.h"
 #include "common/snapshot.h"
 #include "deploy/child.h"
@@ -168,7 +169,7 @@ static int take_lock(const char *run, int *fd_out)
 static int write_launcher(const char *path)
 {
     pid_t pid = getpid();
-    char *text = xprintf("{\"pid\":%ld,\"start\":%" PRIu64 "}\n", (long)pid, run_process_start(pid));
+    char *text = xprintf("{\"pid\":%ld,\"start\":%" PRIu64 "}\n", (long)pid, rendezvous_process_start(pid));
     int rc = files_write_atomic(path, text, strlen(text));
     free(text);
     return rc;

@@ -2,29 +2,26 @@
 
 #include "common/clock.h"
 #include "common/err.h"
-#include "common/files.h"
 #include "common/log.h"
+#include "common/rendezvous.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define PERIOD_NS  NS_PER_S
-#define RETRY_NS   (100 * NS_PER_MS) /* after a message that could not leave */
-#define REJOIN_NS  (3 * NS_PER_S)    /* of silence: perhaps it does not know us any more */
-#define NO_LINK    (-2)
-#define MAX_MEMBER 65536
+#define PERIOD_NS NS_PER_S
+#define RETRY_NS  (100 * NS_PER_MS) /* after a message that could not leave */
+#define REJOIN_NS (3 * NS_PER_S)    /* of silence: perhaps it does not know us any more */
+#define NO_LINK   (-2)
 
 struct link {
     struct link_options o;
     struct wire *wire;
     int wire_link;
-    char endpoint[MSG_MAX_ENDPOINT]; /* that we are connected to */
-    uint32_t published;              /* incarnation in the file when we connected */
-    bool is_joined;                  /* with the coordinator that we are connected to */
-    struct msg_joined joined;        /* member 0: never yet */
+    struct rendezvous at;     /* that we are connected to */
+    bool is_joined;           /* with that coordinator */
+    struct msg_joined joined; /* member 0: never yet */
     uint32_t incarnation;
     uint64_t heard, due;
     struct msg_beat said;
@@ -46,52 +43,27 @@ void link_free(struct link **l)
 
 /* ------------------------------------------------------------------ finding it */
 
-static bool parse_published(const char *text, size_t len, char endpoint[MSG_MAX_ENDPOINT],
-                            uint32_t *incarnation)
+static bool find_coordinator(const struct link *l, struct rendezvous *out)
 {
-    json_t *j = json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
-    const char *at = json_string_value(json_object_get(j, "endpoint"));
-    json_int_t number = json_integer_value(json_object_get(j, "incarnation"));
-    bool good = at && at[0] && strlen(at) < MSG_MAX_ENDPOINT && number >= 0 && number <= UINT32_MAX;
-    if (good) {
-        strcpy(endpoint, at);
-        *incarnation = (uint32_t)number;
-    }
-    json_decref(j);
-    return good;
-}
-
-static bool find_coordinator(const struct link *l, char endpoint[MSG_MAX_ENDPOINT], uint32_t *incarnation)
-{
-    *incarnation = 0;
-    if (l->o.coordinator) {
-        snprintf(endpoint, MSG_MAX_ENDPOINT, "%s", l->o.coordinator);
-        return true;
-    }
-    char *path = files_join(l->o.run, "members/coordinator"), *text = NULL;
-    size_t len;
-    bool found = files_exists(path) && files_read(path, MAX_MEMBER, &text, &len) == 0 &&
-                 parse_published(text, len, endpoint, incarnation);
-    free(text);
-    free(path);
-    return found;
+    if (!l->o.coordinator) return rendezvous_find(l->o.run, out);
+    *out = (struct rendezvous){.incarnation = 0};
+    snprintf(out->endpoint, sizeof out->endpoint, "%s", l->o.coordinator);
+    return true;
 }
 
 /* Connects to the coordinator that the file names, if it is another one than before. */
 static void connect_newest(struct link *l)
 {
-    char endpoint[MSG_MAX_ENDPOINT];
-    uint32_t incarnation;
-    if (!find_coordinator(l, endpoint, &incarnation)) return;
-    if (l->wire_link != NO_LINK && strcmp(endpoint, l->endpoint) == 0 && incarnation == l->published) return;
-    int to = wire_connect(l->wire, endpoint);
+    struct rendezvous at;
+    if (!find_coordinator(l, &at)) return;
+    if (l->wire_link != NO_LINK && rendezvous_same(&at, &l->at)) return;
+    int to = wire_connect(l->wire, at.endpoint);
     if (to < 0) return;
     if (l->wire_link != NO_LINK) wire_close(l->wire, l->wire_link);
     l->wire_link = to;
-    l->published = incarnation;
     l->is_joined = false;
-    strcpy(l->endpoint, endpoint);
-    log_event(LOG_DEBUG, "coordinator_found", "\"incarnation\":%u", incarnation);
+    l->at = at;
+    log_event(LOG_DEBUG, "coordinator_found", "\"incarnation\":%u", at.incarnation);
 }
 
 /* ------------------------------------------------------------------ what we say */

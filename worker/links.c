@@ -2,10 +2,9 @@
 
 #include "common/clock.h"
 #include "common/err.h"
-#include "common/files.h"
 #include "common/log.h"
+#include "common/rendezvous.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -14,8 +13,7 @@
 #define LOOK_NS    (1 * NS_PER_S)  /* between looks for the coordinator */
 #define SILENT_NS  (3 * NS_PER_S)  /* then it is looked for: it answers every beat */
 #define AGAIN_NS   (10 * NS_PER_S) /* a fixed endpoint is connected anew so often */
-#define MAX_FILE   4096
-#define MAX_LEASES 8 /* on hand in the member, between two turns of the training loop */
+#define MAX_LEASES 8               /* on hand in the member, between two turns of the training loop */
 
 static bool send_shard(void *ctx, uint32_t shard, const struct msg *m, struct frame **payload)
 {
@@ -41,33 +39,15 @@ static int connect_coordinator(struct links *l, uint64_t now, const char *endpoi
     return 0;
 }
 
-/* The endpoint in the text of RUN/members/coordinator; NULL if it has none. Owned by the caller. */
-static char *endpoint_of(const char *text)
-{
-    json_t *root = json_loads(text, 0, NULL);
-    const char *endpoint = json_string_value(json_object_get(root, "endpoint"));
-    char *copy = endpoint && strlen(endpoint) < MSG_MAX_ENDPOINT ? xstrdup(endpoint) : NULL;
-    json_decref(root);
-    return copy;
-}
-
 /* Connects if RUN/members/coordinator says something new. */
 static void look_up(struct links *l, uint64_t now)
 {
-    char *path = files_join(l->job->run, "members/coordinator"), *text = NULL;
-    int rc = files_exists(path) ? files_read(path, MAX_FILE, &text, NULL) : ERR_AGAIN;
-    free(path);
-    if (rc < 0) return;
-    char *endpoint = l->found && strcmp(l->found, text) == 0 ? NULL : endpoint_of(text);
-    if (endpoint && connect_coordinator(l, now, endpoint) == 0) {
-        char quoted[2 * MSG_MAX_ENDPOINT];
-        log_event(LOG_INFO, "coordinator", "\"endpoint\":%s", log_quote(quoted, sizeof quoted, endpoint));
-        free(l->found);
-        l->found = text;
-        text = NULL;
-    }
-    free(endpoint);
-    free(text);
+    struct rendezvous at;
+    if (!rendezvous_find(l->job->run, &at) || rendezvous_same(&at, &l->found)) return;
+    if (connect_coordinator(l, now, at.endpoint) < 0) return;
+    char quoted[2 * MSG_MAX_ENDPOINT];
+    log_event(LOG_INFO, "coordinator", "\"endpoint\":%s", log_quote(quoted, sizeof quoted, at.endpoint));
+    l->found = at;
 }
 
 static void find_coordinator(struct links *l, uint64_t now)
@@ -253,7 +233,6 @@ void links_close(struct links **l_in)
     exchange_free(&l->exchange);
     member_free(&l->member);
     free(l->endpoint);
-    free(l->found);
     free(l->shard);
     free(l->at);
     free(l->generation);

@@ -4,6 +4,7 @@
 #ifndef WORKER_LINKS_H
 #define WORKER_LINKS_H
 
+#include "common/rendezvous.h"
 #include "worker/exchange.h"
 #include "worker/job.h"
 #include "worker/member.h"
@@ -17,7 +18,7 @@ struct links {
     struct wire *wire;         /* inside */
     const struct job *job;
     char *endpoint;               /* of the coordinator as given, NULL = look it up */
-    char *found;                  /* the lookup's last text, to see a change */
+    struct rendezvous found;      /* what the last lookup told, to see a change */
     int coordinator;              /* link, -1 = none */
     int *shard;                   /* (shards) links, -1 = none */
     char (*at)[MSG_MAX_ENDPOINT]; /* (shards) what they are connected to */

@@ -5,6 +5,7 @@
 #include "common/err.h"
 #include "common/files.h"
 #include "common/log.h"
+#include "common/rendezvous.h"
 #include "common/snapshot.h"
 #include "common/wire.h"
 #include "server/coordinator/coordinate.h"
@@ -395,7 +396,7 @@ static int begin(struct lead *l)
     l->wire = wire_new();
     if ((rc = wire_bind(l->wire, "127.0.0.1", l->endpoint)) < 0) return rc;
     watch_signals(l->wire);
-    rc = publish_endpoint(l->run, l->endpoint, l->facts.job, coordinate_incarnation(l->core));
+    rc = rendezvous_publish(l->run, l->endpoint, l->facts.job, coordinate_incarnation(l->core));
     if (rc < 0) return rc;
     log_event(LOG_INFO, "started", "\"endpoint\":\"%s\",\"generation\":%" PRIu64 ",\"recover\":%s",
               l->endpoint, coordinate_generation(l->core), l->recover ? "true" : "false");
@@ -408,7 +409,7 @@ static int end(struct lead *l)
     int rc = 0;
     if (coordinate_command(l->core) == COMMAND_FINISH) rc = export_final(l);
     write_status(l);
-    publish_withdraw(l->run);
+    rendezvous_withdraw(l->run);
     if (rc < 0) return err_report("chorale-coordinator", rc);
     if (coordinate_needs_restore(l->core)) return EXIT_RESTORE;
     return coordinate_command(l->core) == COMMAND_FINISH ? 0 : err_exit_code(ERR_INTERRUPTED);

@@ -4,7 +4,6 @@
 #include "common/err.h"
 #include "common/files.h"
 
-#include <inttypes.h>
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -13,42 +12,6 @@
 #include <unistd.h>
 
 #define MAX_STATUS (64u << 20)
-
-/* Field 22 of /proc/self/stat: with the pid it names this process and no other. */
-static uint64_t own_start(void)
-{
-    char *text;
-    uint64_t start = 0;
-    if (files_read("/proc/self/stat", 8192, &text, NULL) < 0) return 0;
-    const char *p = strrchr(text, ')'); /* the name in field 2 may hold anything */
-    for (int field = 2; p && field < 22; field++) p = strchr(p + 1, ' ');
-    if (p) start = strtoull(p, NULL, 10);
-    free(text);
-    return start;
-}
-
-int publish_endpoint(const char *run, const char *endpoint, uint64_t job, uint32_t incarnation)
-{
-    char *dir = files_join(run, "members"), *path = files_join(dir, "coordinator");
-    char *text = xprintf("{\"endpoint\":\"%s\",\"job\":\"%016" PRIx64 "\",\"incarnation\":%u,\"pid\":%ld,"
-                         "\"start\":%" PRIu64 "}\n",
-                         endpoint, job, incarnation, (long)getpid(), own_start());
-    int rc = files_make_dirs(dir);
-    if (rc == 0) rc = files_write_atomic(path, text, strlen(text));
-    free(text);
-    free(path);
-    free(dir);
-    return rc;
-}
-
-void publish_withdraw(const char *run)
-{
-    char *path = files_join(run, "members/coordinator");
-    unlink(path);
-    free(path);
-}
-
-/* ------------------------------------------------------------------ status.json */
 
 struct publisher {
     char *run;    /* owned */

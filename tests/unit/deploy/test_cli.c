@@ -2,6 +2,7 @@
 #include "common/config.h"
 #include "common/err.h"
 #include "common/files.h"
+#include "common/rendezvous.h"
 #include "deploy/run.h"
 
 #include <jansson.h>
@@ -293,9 +294,9 @@ static pid_t start_launcher(bool deaf, uint64_t start_offset)
     assert_int_equal(read(ready[0], &byte, 1), 1);
     close(ready[0]);
     close(ready[1]);
-    assert_true(run_process_start(pid) > 0);
+    assert_true(rendezvous_process_start(pid) > 0);
     char *text = xprintf("{\"pid\":%ld,\"start\":%llu}", (long)pid,
-                         (unsigned long long)(run_process_start(pid) + start_offset));
+                         (unsigned long long)(rendezvous_process_start(pid) + start_offset));
     program_write("run/members/launcher", text);
     free(text);
     return pid;

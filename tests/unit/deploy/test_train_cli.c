@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "common/rendezvous.h"
 #include "common/clock.h"
 #include "common/wire.h"
 #include "deploy/child.h"
@@ -118,7 +119,7 @@ static void a_second_launcher_is_refused(void **state)
     (void)state;
     pid_t pid = getpid();
     char *text =
-        xprintf("{\"pid\":%ld,\"start\":%llu}", (long)pid, (unsigned long long)run_process_start(pid));
+        xprintf("{\"pid\":%ld,\"start\":%llu}", (long)pid, (unsigned long long)rendezvous_process_start(pid));
     program_write("run/job.yaml", small_job);
     program_write("run/members/launcher", text);
     program_refuses(0, (const char *const[]){"chorale", "train", "run", NULL}, 1, "being trained already");
