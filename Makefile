@@ -26,7 +26,7 @@ ifeq ($(FLAGS),)
 $(error VARIANT must be release, debug, asan or tsan)
 endif
 
-PKGS   := libzmq libprotobuf-c yaml-0.1 jansson libxxhash openblas
+PKGS   := libzmq libprotobuf-c yaml-0.1 jansson libxxhash openblas hwloc
 # Warm, so that 'make install-deps' and 'make help' work on a bare machine.
 PC_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PC_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
@@ -37,7 +37,7 @@ LIBS       := $(PC_LIBS) -lm -lpthread
 LDFLAGS_ALL := -pie $(filter -fsanitize=%,$(FLAGS)) $(LDFLAGS)
 
 # Rooms: every .c of a room goes into its library, but for those with a main.
-MAINS := deploy/chorale.c deploy/init.c deploy/train.c deploy/stop.c deploy/status.c \
+MAINS := deploy/chorale.c deploy/init.c deploy/train.c deploy/stop.c deploy/status.c deploy/set.c \
          deploy/checkpoint.c server/main.c server/coordinator/main.c worker/main.c \
          worker/tools/eval.c worker/tools/score.c worker/tools/features.c worker/tools/data.c \
          worker/tools/prepare.c
@@ -106,6 +106,8 @@ $(OBJ)/common/msg.o: | $(GEN)/proto/chorale.pb-c.h
 # --- kernels name their instruction set in the file name; the plan asks the CPU before it calls them
 $(OBJ)/%_avx2.o: EXTRA := -mavx2 -mfma -mf16c -O3
 $(OBJ)/%_avx512.o: EXTRA := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx2 -mfma -O3
+# the square root of a vector has no errno
+$(OBJ)/server/update.o: EXTRA := -fno-math-errno
 $(OBJ)/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  cc   $(VARIANT)  $<"

@@ -5,8 +5,8 @@
 void blocks_cut(size_t params, struct blocks *out)
 {
     ASSERT(params > 0);
-    size_t size = params / 64;
-    if (size < 4096) size = 4096;
+    size_t size = params / 16;
+    if (size < BLOCKS_MIN_FLOATS) size = BLOCKS_MIN_FLOATS;
     if (size > BLOCKS_MAX_FLOATS) size = BLOCKS_MAX_FLOATS;
     size = (size + 15) / 16 * 16;
     out->params = params;

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define BLOCKS_MIN_FLOATS 16384  /* 64 KiB of fp32: smaller ones cost more in messages than in numbers */
 #define BLOCKS_MAX_FLOATS 262144 /* 1 MiB of fp32 */
 
 struct blocks {
@@ -14,7 +15,7 @@ struct blocks {
     uint32_t count;
 };
 
-/* size = clamp(P / 64, 4096, 262144) rounded up to 16; params >= 1. */
+/* size = clamp(P / 16, BLOCKS_MIN_FLOATS, BLOCKS_MAX_FLOATS) rounded up to 16; params >= 1. */
 void blocks_cut(size_t params, struct blocks *out);
 /* First float of a block (block == count gives P), and its floats. */
 size_t blocks_offset(const struct blocks *b, uint32_t block);

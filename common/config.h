@@ -6,17 +6,29 @@
 #ifndef COMMON_CONFIG_H
 #define COMMON_CONFIG_H
 
+#include "common/element.h"
 #include "common/model.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 
+/* In RUN: a changed job file that a running job takes up between two epochs (chorale set). */
+#define CONFIG_NEXT "job.next.yaml"
+
 enum normalise { NORMALISE_GLOBAL, NORMALISE_SPEAKER, NORMALISE_NONE };
 enum gradient_unit { GRADIENT_SUM, GRADIENT_MEAN }; /* over the frames of a window */
-enum optimizer_type { OPTIMIZER_SGD, OPTIMIZER_MOMENTUM };
+enum optimizer_type {
+    OPTIMIZER_SGD,
+    OPTIMIZER_MOMENTUM,
+    OPTIMIZER_NESTEROV,
+    OPTIMIZER_ADAGRAD,
+    OPTIMIZER_RMSPROP,
+    OPTIMIZER_ADAM,
+    OPTIMIZER_ADAMW
+};
+enum staleness_rate { STALENESS_IGNORE, STALENESS_DIVIDE };
 enum schedule_type { SCHEDULE_CONSTANT, SCHEDULE_EXPONENTIAL, SCHEDULE_HALVE, SCHEDULE_NEWBOB };
 enum consistency_mode { CONSISTENCY_ASYNC, CONSISTENCY_BSP, CONSISTENCY_SSP };
-enum element_type { ELEMENT_FP32 };
 enum durability { DURABILITY_SNAPSHOT };
 enum security { SECURITY_NONE, SECURITY_CURVE };
 
@@ -59,10 +71,18 @@ struct config {
         double norm_clip, gate_clip; /* 0 = off; in the unit of `gradient` */
         int chunk_utterances;
         double lease_s;
+        double warm_start_frames; /* that one worker trains alone */
+        bool pin;                 /* threads to cores */
     } train;
     struct {
         enum optimizer_type type;
         double rate, momentum;
+        double beta1, beta2, epsilon; /* adam, adamw, rmsprop, adagrad */
+        double weight_decay;
+        double warmup_frames;          /* the rate rises over these */
+        enum staleness_rate staleness; /* what the staleness of a push does to its rate */
+        double delay_compensation;     /* lambda; 0 = off */
+        bool follow_workers;           /* rate and momentum follow the number of workers */
         struct {
             enum schedule_type type;
             int from_epoch; /* first epoch (from 1) with a lower rate */
@@ -73,6 +93,9 @@ struct config {
     } optimizer;
     struct {
         enum consistency_mode mode;
+        int bound;         /* ssp: steps */
+        int backup;        /* bsp: workers whose gradient a step does not wait for */
+        int max_staleness; /* async, ssp: versions; 0 = off */
         int overlap, push_every, pull_every;
     } consistency;
     struct {
@@ -105,7 +128,7 @@ int config_apply_set(struct config *c, const char *assignment);
 /* CHORALE_<SECTION>_<KEY>; one that starts with a section's name but names no option is an error, others are
  * ignored. */
 int config_apply_environment(struct config *c);
-/* What no single range can say: a projection for lstmp, dev data for newbob, modes that do not exist yet...
+/* What no single range can say: a projection for lstmp, dev data for newbob, backup workers in bsp alone...
  */
 int config_check(const struct config *c);
 /* The scp files of the alignments, as data.targets and data.dev_targets mean them (an empty data.dev_targets:
@@ -117,5 +140,7 @@ char *config_dev_targets_path(const struct config *c);
 int config_write(const struct config *c, const char *path, bool commented);
 /* The same text in memory; owned by the caller. */
 char *config_text(const struct config *c, bool commented);
+/* RUN/job.next.yaml, if it is there, takes the place of RUN/job.yaml. ERR_STORAGE. */
+int config_take_next(const char *run);
 
 #endif

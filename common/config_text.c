@@ -5,9 +5,13 @@
 #include "common/files.h"
 #include "common/options.h"
 
+#include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define MAX_STREAMS 65536 /* of one worker */
 
 /* ------------------------------------------------------------------ cross checks */
 
@@ -49,6 +53,62 @@ static int check_schedule(const struct config *c)
     return 0;
 }
 
+static int check_streams(const struct config *c)
+{
+    int64_t streams = (int64_t)c->train.threads * c->train.streams;
+    if (streams > MAX_STREAMS)
+        return err_set(ERR_USAGE,
+                       "train.threads * train.streams is %" PRId64 "; one worker has at most %d streams",
+                       streams, MAX_STREAMS);
+    if (c->consistency.mode == CONSISTENCY_BSP && streams * c->cluster.workers > INT32_MAX)
+        return err_set(ERR_USAGE,
+                       "cluster.workers * train.threads * train.streams must be at most %" PRId32
+                       " in consistency.mode bsp",
+                       INT32_MAX);
+    return 0;
+}
+
+/* What makes no sense where nobody waits, or where all wait. */
+static int check_consistency(const struct config *c)
+{
+    bool is_bsp = c->consistency.mode == CONSISTENCY_BSP;
+    if (c->consistency.backup && !is_bsp)
+        return err_set(ERR_USAGE, "consistency.backup is for consistency.mode bsp alone; set it to 0");
+    if (c->cluster.workers && c->consistency.backup >= c->cluster.workers)
+        return err_set(ERR_USAGE, "consistency.backup is %d, but there are only %d workers (cluster.workers)",
+                       c->consistency.backup, c->cluster.workers);
+    if (is_bsp && c->train.warm_start_frames > 0)
+        return err_set(ERR_USAGE, "train.warm_start_frames is for async and ssp: in consistency.mode bsp all "
+                                  "workers step together; set it to 0");
+    if (is_bsp && c->consistency.pull_every > 1)
+        return err_set(ERR_USAGE,
+                       "consistency.pull_every must be 1 in consistency.mode bsp, where every step "
+                       "brings the new weights");
+    return 0;
+}
+
+static int check_optimizer(const struct config *c)
+{
+    enum optimizer_type type = c->optimizer.type;
+    bool is_bsp = c->consistency.mode == CONSISTENCY_BSP;
+    bool compensates = c->optimizer.delay_compensation > 0;
+    if (is_bsp && c->optimizer.staleness == STALENESS_DIVIDE)
+        return err_set(
+            ERR_USAGE,
+            "optimizer.staleness divide is for async and ssp: in bsp nothing is stale; use ignore");
+    if (is_bsp && compensates)
+        return err_set(ERR_USAGE, "optimizer.delay_compensation is for async and ssp: in bsp there is no "
+                                  "delay; set it to 0");
+    if (compensates && c->consistency.overlap)
+        return err_set(ERR_USAGE,
+                       "optimizer.delay_compensation needs consistency.overlap 0: with an exchange "
+                       "in flight the weights of a gradient are no longer at hand");
+    if (compensates && type != OPTIMIZER_SGD && type != OPTIMIZER_MOMENTUM && type != OPTIMIZER_NESTEROV)
+        return err_set(ERR_USAGE, "optimizer.delay_compensation goes with sgd, momentum and nesterov alone; "
+                                  "set it to 0 or change optimizer.type");
+    return 0;
+}
+
 static bool is_loopback(const char *network)
 {
     return strcmp(network, "auto") == 0 || strcmp(network, "lo") == 0 || strcmp(network, "localhost") == 0 ||
@@ -81,8 +141,6 @@ static int check_cluster(const struct config *c)
             "cluster.network %.80s is not loopback, and cluster.security is none; without keys a process "
             "listens on loopback alone (network: auto)",
             c->cluster.network);
-    if (c->consistency.mode == CONSISTENCY_SSP)
-        return err_set(ERR_USAGE, "consistency.mode ssp does not exist yet; use async or bsp");
     return check_ports(c->cluster.ports);
 }
 
@@ -94,6 +152,9 @@ int config_check(const struct config *c)
         return err_set(ERR_USAGE, "data.targets is empty; name the scp of the alignment, e.g. ali.scp");
     int rc = check_model(c);
     if (rc == 0) rc = check_schedule(c);
+    if (rc == 0) rc = check_streams(c);
+    if (rc == 0) rc = check_consistency(c);
+    if (rc == 0) rc = check_optimizer(c);
     if (rc == 0) rc = check_cluster(c);
     return rc;
 }
@@ -193,5 +254,18 @@ int config_write(const struct config *c, const char *path, bool commented)
     char *text = config_text(c, commented);
     int rc = files_write_atomic(path, text, strlen(text));
     free(text);
+    return rc;
+}
+
+int config_take_next(const char *run)
+{
+    char *next = files_join(run, CONFIG_NEXT), *job = files_join(run, "job.yaml");
+    int rc = 0;
+    if (rename(next, job) == 0)
+        rc = files_sync_dir(run);
+    else if (errno != ENOENT)
+        rc = err_set(ERR_STORAGE, "cannot replace %s: %s", job, strerror(errno));
+    free(next);
+    free(job);
     return rc;
 }

@@ -104,11 +104,20 @@ bool facts_parse_hash(const char *text, uint64_t *out)
     return true;
 }
 
-static bool get_u32(const json_t *j, const char *key, uint32_t *out)
+bool facts_get_number(const json_t *object, const char *key, uint64_t max, uint64_t *out)
 {
-    const json_t *v = json_object_get(j, key);
-    if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > UINT32_MAX) return false;
-    *out = (uint32_t)json_integer_value(v);
+    const json_t *v = json_object_get(object, key);
+    if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) > max)
+        return false;
+    *out = (uint64_t)json_integer_value(v);
+    return true;
+}
+
+bool facts_get_u32(const json_t *object, const char *key, uint32_t *out)
+{
+    uint64_t value;
+    if (!facts_get_number(object, key, UINT32_MAX, &value)) return false;
+    *out = (uint32_t)value;
     return true;
 }
 
@@ -123,9 +132,9 @@ static bool parse_layers(const json_t *j, struct model_spec *s)
     s->num_layers = (uint32_t)json_array_size(j);
     for (uint32_t l = 0; l < s->num_layers; l++) {
         const json_t *y = json_array_get(j, l);
-        if (!get_u32(y, "cells", &s->layers[l].cells) ||
-            !get_u32(y, "projection", &s->layers[l].projection) ||
-            !get_u32(y, "nonrecurrent", &s->layers[l].nonrecurrent))
+        if (!facts_get_u32(y, "cells", &s->layers[l].cells) ||
+            !facts_get_u32(y, "projection", &s->layers[l].projection) ||
+            !facts_get_u32(y, "nonrecurrent", &s->layers[l].nonrecurrent))
             return false;
     }
     return true;
@@ -145,20 +154,19 @@ static bool parse_spec(const json_t *j, struct model_spec *s)
     s->delay_style = strcmp(style, "kaldi") == 0 ? DELAY_KALDI : DELAY_REPEAT;
     s->cell_clip = (float)json_number_value(clip);
     s->peepholes = json_is_true(peepholes);
-    return get_u32(j, "input", &s->input) && get_u32(j, "targets", &s->targets) &&
-           get_u32(j, "feature_dim", &s->feature_dim) && s->feature_dim <= MAX_FEATURES &&
-           get_u32(j, "stack", &s->stack) && s->stack <= MAX_FEATURES && get_u32(j, "skip", &s->skip) &&
-           get_u32(j, "delay", &s->delay) && parse_layers(json_object_get(j, "layers"), s);
+    return facts_get_u32(j, "input", &s->input) && facts_get_u32(j, "targets", &s->targets) &&
+           facts_get_u32(j, "feature_dim", &s->feature_dim) && s->feature_dim <= MAX_FEATURES &&
+           facts_get_u32(j, "stack", &s->stack) && s->stack <= MAX_FEATURES &&
+           facts_get_u32(j, "skip", &s->skip) && facts_get_u32(j, "delay", &s->delay) &&
+           parse_layers(json_object_get(j, "layers"), s);
 }
 
 static bool parse_data(const char *text, struct data_facts *d)
 {
     json_t *j = load_text(text);
-    const json_t *frames = json_object_get(j, "frames");
-    bool good = get_u32(j, "utterances", &d->utterances) && json_is_integer(frames) &&
-                json_integer_value(frames) >= 0 &&
+    bool good = facts_get_u32(j, "utterances", &d->utterances) &&
+                facts_get_number(j, "frames", INT64_MAX, &d->frames) &&
                 facts_parse_hash(json_string_value(json_object_get(j, "hash")), &d->hash);
-    if (good) d->frames = (uint64_t)json_integer_value(frames);
     json_decref(j);
     return good;
 }

@@ -12,10 +12,34 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
+
+#define PIECE (1u << 20)
 
 static int storage_error(const char *doing, const char *path)
 {
     return err_set(ERR_STORAGE, "cannot %s %s: %s", doing, path, strerror(errno));
+}
+
+int files_hash(int fd, const char *path, uint64_t *hash, uint64_t *bytes)
+{
+    XXH3_state_t *state = XXH3_createState();
+    char *piece = xcalloc(1, PIECE);
+    ssize_t n;
+    uint64_t sum = 0;
+    ASSERT(state);
+    XXH3_64bits_reset(state);
+    while ((n = read(fd, piece, PIECE)) > 0 || (n < 0 && errno == EINTR)) {
+        if (n < 0) continue;
+        XXH3_64bits_update(state, piece, (size_t)n);
+        sum += (uint64_t)n;
+    }
+    int rc = n < 0 ? storage_error("read", path) : 0;
+    *hash = XXH3_64bits_digest(state);
+    *bytes = sum;
+    XXH3_freeState(state);
+    free(piece);
+    return rc;
 }
 
 int files_write_all(int fd, const void *data, size_t len, const char *path)

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* path gets exactly these bytes or keeps what it had: temp file path.tmp.PID, write, fsync, close, rename,
  * fsync of the directory. On failure no temp file stays behind. Two threads must not write the same path at
@@ -18,6 +19,9 @@ int files_write_with(const char *path, int (*body)(int fd, void *arg), void *arg
 int files_read(const char *path, size_t max, char **data, size_t *len);
 /* write() until all is written, EINTR and short writes handled. `path` is for the sentence alone. */
 int files_write_all(int fd, const void *data, size_t len, const char *path);
+/* XXH3 (64 bits) of everything from where fd stands to the end, and its length. `path` is for the sentence.
+ */
+int files_hash(int fd, const char *path, uint64_t *hash, uint64_t *bytes);
 /* Like mkdir -p (mode 0777 less umask). */
 int files_make_dirs(const char *path);
 /* Makes renames in a directory survive a power cut. */

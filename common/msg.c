@@ -1,5 +1,6 @@
 #include "common/msg.h"
 
+#include "common/config.h"
 #include "common/err.h"
 #include "proto/chorale.pb-c.h"
 
@@ -30,27 +31,30 @@
     M(GONE, Gone, gone)
 
 /* The numbers of each message, for both directions; strings and lists are handled by name below. */
-#define NUMBERS_hello(N)   N(member), N(model_hash), N(shard), N(job_generation)
-#define NUMBERS_welcome(N) N(shard), N(generation), N(job_generation), N(first_block), N(blocks)
+#define NUMBERS_hello(N)                                                                                     \
+    N(member), N(model_hash), N(shard), N(job_generation), N(consistency), N(optimizer), N(gradients),       \
+        N(weights)
+#define NUMBERS_welcome(N) N(shard), N(generation), N(job_generation), N(first_block), N(blocks), N(credit)
 #define NUMBERS_refused(N) N(reason)
 #define NUMBERS_push(N)                                                                                      \
     N(member), N(seq), N(job_generation), N(generation), N(block), N(base_version), N(frames),               \
-        N(base_age_us), N(skew), N(pull), N(hash)
+        N(base_age_us), N(skew), N(pull), N(hash), N(type), N(quorum)
 #define NUMBERS_answer(N)                                                                                    \
     N(block), N(seq), N(verdict), N(version), N(staleness), N(stable), N(generation), N(job_generation),     \
-        N(hash)
-#define NUMBERS_read(N)  N(member), N(request), N(block), N(set)
-#define NUMBERS_block(N) N(request), N(block), N(set), N(version), N(generation), N(found), N(hash)
+        N(hash), N(type), N(credit), N(quorum)
+#define NUMBERS_read(N)  N(member), N(request), N(block), N(set), N(at_least)
+#define NUMBERS_block(N) N(request), N(block), N(set), N(version), N(generation), N(found), N(hash), N(type)
 #define NUMBERS_join(N)  N(role), N(member), N(pid), N(shard), N(generation), N(model_hash), N(restored_set)
 #define NUMBERS_joined(N)                                                                                    \
     N(member), N(incarnation), N(job_generation), N(generation), N(rank), N(set), N(capsule_bytes), N(shards)
 #define NUMBERS_beat(N)                                                                                      \
     N(role), N(member), N(incarnation), N(seq), N(frames), N(frames_per_s), N(staleness_mean), N(holding),   \
         N(copied), N(written), N(file_bytes), N(file_hash), N(roster), N(halve_from), N(version),            \
-        N(applied), N(refused), N(p50), N(p95), N(max), N(failed_set)
+        N(applied), N(refused), N(p50), N(p95), N(max), N(failed_set), N(waits), N(wait_us), N(nonfinite),   \
+        N(norm), N(stale), N(other_generation), N(corrupt), N(malformed), N(overrun), N(stranger)
 #define NUMBERS_order(N)                                                                                     \
     N(incarnation), N(command), N(map_version), N(hold), N(capsule_have), N(capsule_attempt), N(set),        \
-        N(keep_set), N(roster), N(roster_from), N(halve_from), N(oldest_member)
+        N(keep_set), N(roster), N(roster_from), N(halve_from), N(workers), N(oldest_member)
 #define NUMBERS_map_ask(N)   N(member), N(first)
 #define NUMBERS_map(N)       N(version), N(first), N(total)
 #define NUMBERS_lease_ask(N) N(member), N(request)
@@ -206,14 +210,31 @@ static int at_most(const char *what, uint32_t value, uint32_t limit)
     return err_set(ERR_FAIL, "a message has the unknown %s %u", what, (unsigned)value);
 }
 
+static int check_hello(const struct msg_hello *h)
+{
+    int err = at_most("consistency mode", h->consistency, CONSISTENCY_SSP);
+    if (!err) err = at_most("optimizer", h->optimizer, OPTIMIZER_ADAMW);
+    if (!err) err = at_most("element type", h->gradients, ELEMENT_TYPES - 1);
+    if (!err) err = at_most("element type", h->weights, ELEMENT_TYPES - 1);
+    return err;
+}
+
 /* Numbers that name something, so that receivers may use them as indices. */
 static int check_names(const struct msg *m)
 {
     switch (m->type) {
+    case MSG_HELLO:
+        return check_hello(&m->hello);
     case MSG_REFUSED:
         return at_most("reason", m->refused.reason, REFUSAL_FULL);
-    case MSG_ANSWER:
-        return at_most("verdict", m->answer.verdict, VERDICT_CORRUPT);
+    case MSG_PUSH:
+        return at_most("element type", m->push.type, ELEMENT_TYPES - 1);
+    case MSG_ANSWER: {
+        int err = at_most("element type", m->answer.type, ELEMENT_TYPES - 1);
+        return err ? err : at_most("verdict", m->answer.verdict, VERDICT_CORRUPT);
+    }
+    case MSG_BLOCK:
+        return at_most("element type", m->block.type, ELEMENT_TYPES - 1);
     case MSG_JOIN:
         return at_most("role", m->join.role, ROLE_SERVER);
     case MSG_BEAT:

@@ -77,18 +77,22 @@ enum msg_lease_kind {
     LEASE_HELD = 3 /* nothing while a set is being taken, or what was granted is gone: ask again */
 };
 
+/* What the worker believes of the job: anything else than the server's is a MISMATCH. */
 struct msg_hello {
     uint64_t member, model_hash;
     uint32_t shard, job_generation;
+    uint32_t consistency, optimizer; /* enum consistency_mode, enum optimizer_type */
+    uint32_t gradients, weights;     /* enum element_type */
 };
 struct msg_welcome {
     uint32_t shard, generation, job_generation, first_block, blocks;
+    uint32_t credit; /* blocks that may be in flight, >= 1 */
 };
 struct msg_refused {
     uint32_t reason; /* enum msg_refusal */
     char text[MSG_TEXT];
 };
-/* + payload: the gradient of the block, fp32. */
+/* + payload: the gradient of the block. */
 struct msg_push {
     uint64_t member, seq; /* seq: the member's exchange number, 1, 2, ...; the same for every block of it */
     uint32_t job_generation, generation;
@@ -99,6 +103,8 @@ struct msg_push {
     uint64_t skew;         /* largest minus smallest base version over the blocks of this gradient */
     bool pull;             /* wants weights back */
     uint64_t hash;         /* XXH3 of the payload */
+    uint32_t type;         /* enum element_type of the payload */
+    uint32_t quorum; /* bsp with backup workers: of the ticket (msg_answer), 0 in the push that asks for it */
 };
 /* + payload: the block's weights, if the push asked for them and there is a verdict that brings them. */
 struct msg_answer {
@@ -109,13 +115,18 @@ struct msg_answer {
     uint64_t stable; /* last seq of this member that a snapshot holds for this block */
     uint32_t generation, job_generation;
     uint64_t hash;
+    uint32_t type;   /* enum element_type of the payload */
+    uint32_t credit; /* blocks that may be in flight from now on, >= 1 */
+    uint32_t
+        quorum; /* bsp with backup workers, RECEIVED for the first block: the ticket; so many take part */
 };
 /* set 0: the live weights; otherwise the copy kept for that checkpoint set. */
 struct msg_read {
     uint64_t member, request;
     uint32_t block, set;
+    uint64_t at_least; /* live weights: not before the block has this version (then found is false) */
 };
-/* + payload: the weights, if found. */
+/* + payload: the weights, if found: the live ones as the job's weights travel, those of a set as fp32. */
 struct msg_block {
     uint64_t request;
     uint32_t block, set;
@@ -123,6 +134,7 @@ struct msg_block {
     uint32_t generation;
     bool found;
     uint64_t hash;
+    uint32_t type; /* enum element_type of the payload */
 };
 
 struct msg_join {
@@ -159,9 +171,13 @@ struct msg_beat {
     uint64_t version;               /* server: smallest over its blocks */
     uint64_t applied, refused;      /* server: block updates since it started */
     uint32_t p50, p95, max;         /* server: staleness in versions */
+    uint64_t waits, wait_us; /* server: answers that a bound or a roster kept back, and for how long in all */
+    /* server, of `refused`: why */
+    uint64_t nonfinite, norm, stale, other_generation, corrupt, malformed, overrun, stranger;
 };
 /* What SHALL be: the whole wanted state, so a lost or doubled order does no harm. + payload for a server with
- * roster > 0: the members in rank order, u64 each. */
+ * roster > 0: the members, u64 each; bsp: in rank order; ssp: the workers that have work, whom the others do
+ * not leave behind. */
 struct msg_order {
     uint32_t incarnation;
     uint32_t command; /* enum msg_command */
@@ -174,6 +190,7 @@ struct msg_order {
     uint32_t roster;          /* server, bsp: id; 0: none yet */
     uint64_t roster_from;
     uint32_t halve_from;    /* server, newbob: first epoch (from 1) with a lower rate; 0: none */
+    uint32_t workers;       /* server: that train now, for the rate; 0: not told */
     uint64_t oldest_member; /* server: entries of lower members may go */
 };
 struct msg_map_ask {
@@ -266,8 +283,8 @@ struct msg {
 size_t msg_encode(const struct msg *m, uint8_t out[MSG_MAX_HEADER]);
 /* ERR_FAIL with a sentence for bytes that are not a message of this protocol, ERR_MODEL for another major
  * version (*out is then zero but for out->job). Never allocates, whatever the bytes (64 KiB of stack). Names
- * (verdict, reason, role, command, kind) are known ones or 0, strings are printable, numbers are as they
- * came. */
+ * (verdict, reason, role, command, kind, type, mode) are known ones or 0, strings are printable, numbers are
+ * as they came. */
 int msg_decode(const void *bytes, size_t len, struct msg *out);
 /* "push" */
 const char *msg_name(enum msg_type type);

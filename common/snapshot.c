@@ -17,7 +17,8 @@ size_t shard_state_floats(const struct shard_state *s)
     return blocks_offset(&s->blocks, s->first + s->count) - blocks_offset(&s->blocks, s->first);
 }
 
-struct shard_state *shard_state_new(const struct blocks *b, uint32_t first, uint32_t count, uint32_t members)
+struct shard_state *shard_state_new(const struct blocks *b, uint32_t first, uint32_t count, uint32_t members,
+                                    unsigned slots)
 {
     ASSERT(first <= b->count && count <= b->count - first);
     struct shard_state *s = xcalloc(1, sizeof *s);
@@ -28,20 +29,40 @@ struct shard_state *shard_state_new(const struct blocks *b, uint32_t first, uint
     /* + 1: a shard without blocks or members has arrays, too */
     size_t floats = shard_state_floats(s), cells = (size_t)members * count;
     s->weights = xaligned((floats + 1) * sizeof(float));
-    s->momentum = xaligned((floats + 1) * sizeof(float));
     s->version = xcalloc((size_t)count + 1, sizeof(uint64_t));
     s->frames = xcalloc((size_t)count + 1, sizeof(uint64_t));
     s->members = xcalloc((size_t)members + 1, sizeof(uint64_t));
     s->last_seq = xcalloc(cells + 1, sizeof(uint64_t));
     s->verdict = xcalloc(cells + 1, 1);
+    shard_state_set_slots(s, slots);
     return s;
+}
+
+unsigned shard_state_slots(const struct shard_state *s)
+{
+    unsigned slots = 0;
+    for (int k = 0; k < SHARD_SLOTS; k++)
+        if (s->slot[k]) slots |= 1u << k;
+    return slots;
+}
+
+void shard_state_set_slots(struct shard_state *s, unsigned slots)
+{
+    ASSERT(slots >> SHARD_SLOTS == 0);
+    for (int k = 0; k < SHARD_SLOTS; k++) {
+        bool wanted = slots >> k & 1;
+        if (wanted && !s->slot[k]) s->slot[k] = xaligned((shard_state_floats(s) + 1) * sizeof(float));
+        if (wanted) continue;
+        free(s->slot[k]);
+        s->slot[k] = NULL;
+    }
 }
 
 void shard_state_free(struct shard_state **s)
 {
     if (!*s) return;
     free((*s)->weights);
-    free((*s)->momentum);
+    shard_state_set_slots(*s, 0);
     free((*s)->version);
     free((*s)->frames);
     free((*s)->members);
@@ -70,22 +91,26 @@ void snapshot_shard_name(uint32_t shard, uint32_t shards, char out[64])
 
 /* ------------------------------------------------------------------ writing a shard file */
 
-/* The 64-bit tensors first, so that every tensor is aligned in the file. */
+static const char *const slot_names[SHARD_SLOTS] = {[SLOT_MOMENTUM] = "momentum", [SLOT_SQUARE] = "square"};
+
+/* The 64-bit tensors first, the bytes last, so that every tensor is aligned in the file. */
 static int write_state(const char *path, const struct safetensors_pair *pairs, size_t num_pairs,
                        const struct shard_state *s, struct snapshot_file *out)
 {
     uint64_t count = s->count, members = s->num_members, floats = shard_state_floats(s);
-    const struct safetensor tensors[] = {
+    struct safetensor tensors[6 + SHARD_SLOTS] = {
         {"versions", TENSOR_U64, 1, {count}, s->version, 0, 0},
         {"frames", TENSOR_U64, 1, {count}, s->frames, 0, 0},
         {"members", TENSOR_U64, 1, {members}, s->members, 0, 0},
         {"last_seq", TENSOR_U64, 2, {members, count}, s->last_seq, 0, 0},
         {"weights", TENSOR_F32, 1, {floats}, s->weights, 0, 0},
-        {"momentum", TENSOR_F32, 1, {floats}, s->momentum, 0, 0},
-        {"verdicts", TENSOR_U8, 2, {members, count}, s->verdict, 0, 0},
     };
-    return safetensors_write(path, pairs, num_pairs, tensors, sizeof tensors / sizeof tensors[0], &out->bytes,
-                             &out->hash);
+    size_t n = 5; /* of them, so far */
+    for (int k = 0; k < SHARD_SLOTS; k++)
+        if (s->slot[k])
+            tensors[n++] = (struct safetensor){slot_names[k], TENSOR_F32, 1, {floats}, s->slot[k], 0, 0};
+    tensors[n++] = (struct safetensor){"verdicts", TENSOR_U8, 2, {members, count}, s->verdict, 0, 0};
+    return safetensors_write(path, pairs, num_pairs, tensors, n, &out->bytes, &out->hash);
 }
 
 int snapshot_write_shard(const char *run, uint32_t set, uint32_t shard, uint32_t shards,
@@ -146,11 +171,26 @@ static int check_identity(struct shard_file *s, const char *path, const struct f
     struct blocks b;
     blocks_cut(f->model.params, &b);
     if (params != b.params || size != b.size || first > b.count || count > b.count - first)
-        return err_set(ERR_MODEL, "%s is cut in another way than this version of Chorale does it", path);
+        return err_set(
+            ERR_MODEL,
+            "%s is cut in another way than this version of Chorale does it; go on with the version "
+            "that began this run",
+            path);
     s->set = (uint32_t)set;
     s->first = (uint32_t)first;
     s->count = (uint32_t)count;
     return 0;
+}
+
+static int check_slots(struct shard_file *s, uint64_t floats)
+{
+    int rc = 0;
+    for (int k = 0; rc == 0 && k < SHARD_SLOTS; k++) {
+        if (!safetensors_find(s->file, slot_names[k])) continue;
+        s->slots |= 1u << k;
+        rc = safetensors_expect(s->file, slot_names[k], TENSOR_F32, 1, &floats, &s->slot[k]);
+    }
+    return rc;
 }
 
 static int check_tensors(struct shard_file *s, const char *path, const struct facts *f)
@@ -165,7 +205,7 @@ static int check_tensors(struct shard_file *s, const char *path, const struct fa
     int rc = safetensors_expect(s->file, "versions", TENSOR_U64, 1, &table[1], &s->versions);
     if (rc == 0) rc = safetensors_expect(s->file, "frames", TENSOR_U64, 1, &table[1], &s->frames);
     if (rc == 0) rc = safetensors_expect(s->file, "weights", TENSOR_F32, 1, &floats, &s->weights);
-    if (rc == 0) rc = safetensors_expect(s->file, "momentum", TENSOR_F32, 1, &floats, &s->momentum);
+    if (rc == 0) rc = check_slots(s, floats);
     if (rc == 0) rc = safetensors_expect(s->file, "last_seq", TENSOR_U64, 2, table, &s->last_seq);
     if (rc == 0) rc = safetensors_expect(s->file, "verdicts", TENSOR_U8, 2, table, &s->verdicts);
     s->members = members;
@@ -232,9 +272,10 @@ int shard_file_copy(const struct shard_file *s, struct shard_state *into)
     size_t target = begin - blocks_offset(b, into->first);
     uint64_t skip = (uint64_t)(from - s->first) * 8;
     size_t n = (size_t)(to - from) * 8, at = from - into->first;
-    int rc = safetensors_read(s->file, s->weights, source, floats * sizeof(float), into->weights + target);
-    if (rc == 0)
-        rc = safetensors_read(s->file, s->momentum, source, floats * sizeof(float), into->momentum + target);
+    size_t bytes = floats * sizeof(float);
+    int rc = safetensors_read(s->file, s->weights, source, bytes, into->weights + target);
+    for (int k = 0; rc == 0 && k < SHARD_SLOTS; k++)
+        if (s->slot[k]) rc = safetensors_read(s->file, s->slot[k], source, bytes, into->slot[k] + target);
     if (rc == 0) rc = safetensors_read(s->file, s->versions, skip, n, into->version + at);
     if (rc == 0) rc = safetensors_read(s->file, s->frames, skip, n, into->frames + at);
     if (rc == 0) rc = copy_table(s, from, to, into);

@@ -37,11 +37,16 @@ void facts_fini(struct facts *f);
 int facts_write(const char *run, const struct facts *f);
 int facts_read(const char *run, struct facts *out);
 
+/* Optimizer state beside the weights, as many floats each; which of them there are depends on the optimizer.
+ * A file holds those that there are, as tensors "momentum" and "square". */
+enum shard_slot { SLOT_MOMENTUM, SLOT_SQUARE, SHARD_SLOTS };
+
 /* What a shard is, apart from its process. Blocks [first, first + count) of the vector. */
 struct shard_state {
     struct blocks blocks; /* of the whole vector */
     uint32_t first, count;
-    float *weights, *momentum;  /* floats of these blocks, one after the other; owned */
+    float *weights;             /* floats of these blocks, one after the other; owned */
+    float *slot[SHARD_SLOTS];   /* the same; owned, NULL: this optimizer has none */
     uint64_t *version, *frames; /* (count), owned: updates and frames applied */
     uint32_t num_members;
     uint64_t *members;  /* (num_members), rising, owned */
@@ -49,8 +54,12 @@ struct shard_state {
     uint8_t *verdict;   /* (num_members, count), owned */
 };
 
-/* Zeroed arrays. */
-struct shard_state *shard_state_new(const struct blocks *b, uint32_t first, uint32_t count, uint32_t members);
+/* Zeroed arrays. slots: bit k = slot k is there. */
+struct shard_state *shard_state_new(const struct blocks *b, uint32_t first, uint32_t count, uint32_t members,
+                                    unsigned slots);
+unsigned shard_state_slots(const struct shard_state *s);
+/* The slots become exactly these: new ones are zero, others are freed. */
+void shard_state_set_slots(struct shard_state *s, unsigned slots);
 void shard_state_free(struct shard_state **s);
 size_t shard_state_floats(const struct shard_state *s);
 
@@ -83,11 +92,14 @@ int snapshot_read_capsule(const char *run, const struct manifest *m, uint32_t ra
 /* Makes the set complete: fsync, rename. */
 int snapshot_write_manifest(const char *run, const struct manifest *m);
 int snapshot_read_manifest(const char *run, uint32_t set, struct manifest *out);
+/* It has a manifest: from then on nothing in it changes. */
+bool snapshot_is_complete(const char *run, uint32_t set);
 /* Number of the newest set that has a manifest and whose files are all there with the right size and hash; a
  * damaged set is told in the log and passed over. -1 if there is none. */
 int64_t snapshot_newest(const char *run);
 /* Blocks [first, first + count) out of whatever shard files the set has: resuming with another number of
- * servers is reading other ranges. */
+ * servers is reading other ranges. It has the slots that some file of these blocks has; where another file
+ * has none they are zero. */
 int snapshot_read_blocks(const char *run, const struct manifest *m, const struct facts *f, uint32_t first,
                          uint32_t count, struct shard_state **out);
 /* The newest file of exactly this shard in any set, complete or not, whose body matches its own hash, for a

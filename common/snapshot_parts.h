@@ -5,6 +5,8 @@
 #include "common/safetensors.h"
 #include "common/snapshot.h"
 
+#include <jansson.h>
+
 #define SNAPSHOT_SETS "checkpoints"
 
 /* --- facts.c */
@@ -25,6 +27,9 @@ int facts_parse(const struct safetensors *s, const char *path, const char *forma
                 uint64_t *stored);
 /* 16 hexadecimal digits, no more. */
 bool facts_parse_hash(const char *text, uint64_t *out);
+/* A whole number of 0..max; false if the object has none. */
+bool facts_get_number(const json_t *object, const char *key, uint64_t max, uint64_t *out);
+bool facts_get_u32(const json_t *object, const char *key, uint32_t *out);
 
 /* --- snapshot.c */
 /* RUN/checkpoints/set-NNNNNN, RUN/checkpoints/set-NNNNNN/name; owned by the caller. */
@@ -35,13 +40,15 @@ void snapshot_shard_name(uint32_t shard, uint32_t shards, char out[64]);
 /* A shard file that is open and checked against the facts and its own hash. */
 struct shard_file {
     struct safetensors *file;
-    const struct safetensor *weights, *momentum, *versions, *frames, *members, *last_seq, *verdicts;
+    const struct safetensor *weights, *versions, *frames, *members, *last_seq, *verdicts;
+    const struct safetensor *slot[SHARD_SLOTS]; /* NULL: the file does not have it */
+    unsigned slots;                             /* bit k: slot k is there */
     uint32_t set, first, count, num_members;
     uint64_t *members_list; /* (num_members), rising, owned */
 };
 int shard_file_open(const char *path, const struct facts *f, struct shard_file *out);
 void shard_file_close(struct shard_file *s);
-/* Copies the blocks that both have into the state, whose members contain those of the file. */
+/* Copies the blocks that both have into the state, whose members and slots contain those of the file. */
 int shard_file_copy(const struct shard_file *s, struct shard_state *into);
 
 /* --- snapshot_set.c */

@@ -64,6 +64,23 @@ static int open_files(const char *run, const struct manifest *m, const struct fa
     return rc;
 }
 
+/* A state with the members and the slots of all files that are open. */
+static struct shard_state *state_for(const struct shard_file *files, uint32_t n, const struct blocks *b,
+                                     uint32_t first, uint32_t count)
+{
+    uint64_t *members = NULL;
+    size_t num_members = 0;
+    unsigned slots = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        add_members(&files[i], &members, &num_members);
+        slots |= files[i].slots;
+    }
+    struct shard_state *s = shard_state_new(b, first, count, (uint32_t)num_members, slots);
+    if (num_members) memcpy(s->members, members, num_members * sizeof *members);
+    free(members);
+    return s;
+}
+
 int snapshot_read_blocks(const char *run, const struct manifest *m, const struct facts *f, uint32_t first,
                          uint32_t count, struct shard_state **out)
 {
@@ -76,15 +93,9 @@ int snapshot_read_blocks(const char *run, const struct manifest *m, const struct
     int rc = check_cover(run, m, first, count);
     if (rc < 0) return rc;
     struct shard_file *files = xcalloc(m->num_files, sizeof *files);
-    uint64_t *members = NULL;
-    size_t n = 0;
     struct shard_state *s = NULL;
     rc = open_files(run, m, f, first, count, files);
-    for (uint32_t i = 0; rc == 0 && i < m->num_files; i++) add_members(&files[i], &members, &n);
-    if (rc == 0) {
-        s = shard_state_new(&b, first, count, (uint32_t)n);
-        if (n) memcpy(s->members, members, n * sizeof *members);
-    }
+    if (rc == 0) s = state_for(files, m->num_files, &b, first, count);
     for (uint32_t i = 0; rc == 0 && i < m->num_files; i++)
         if (files[i].file) rc = shard_file_copy(&files[i], s);
     if (rc == 0)
@@ -93,7 +104,6 @@ int snapshot_read_blocks(const char *run, const struct manifest *m, const struct
         shard_state_free(&s);
     for (uint32_t i = 0; i < m->num_files; i++) shard_file_close(&files[i]);
     free(files);
-    free(members);
     return rc;
 }
 
@@ -108,7 +118,7 @@ static int read_own_of(const char *path, const struct facts *f, uint32_t set, ui
     if (file.set != set || file.first != first || file.count != count)
         rc = err_set(ERR_DATA, "%s is not the file that its name says", path);
     if (rc == 0) {
-        struct shard_state *s = shard_state_new(&b, first, count, file.num_members);
+        struct shard_state *s = shard_state_new(&b, first, count, file.num_members, file.slots);
         memcpy(s->members, file.members_list, file.num_members * sizeof *s->members);
         rc = shard_file_copy(&file, s);
         if (rc == 0) *out = s;
@@ -168,10 +178,8 @@ void snapshot_drop_unfinished(const char *run, uint32_t set, uint32_t shard, uin
     uint32_t *sets = snapshot_list_sets(run, &n);
     for (size_t i = 0; i < n; i++) {
         if (sets[i] >= set) continue;
-        char *manifest = snapshot_set_file(run, sets[i], "manifest.json");
         char *path = snapshot_set_file(run, sets[i], name), *dir = snapshot_set_dir(run, sets[i]);
-        if (!files_exists(manifest) && unlink(path) == 0) (void)rmdir(dir); /* the last one out */
-        free(manifest);
+        if (!snapshot_is_complete(run, sets[i]) && unlink(path) == 0) (void)rmdir(dir); /* the last one out */
         free(path);
         free(dir);
     }

@@ -21,7 +21,6 @@
 #define MAX_MANIFEST (256u << 20)
 #define MAX_CAPSULE  (1u << 30)
 #define MAX_FILES    65536
-#define PIECE        (1u << 20)
 
 void manifest_fini(struct manifest *m)
 {
@@ -85,23 +84,6 @@ int snapshot_write_manifest(const char *run, const struct manifest *m)
     return rc;
 }
 
-static bool get_number(const json_t *j, const char *key, uint64_t max, uint64_t *out)
-{
-    const json_t *v = json_object_get(j, key);
-    if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) > max)
-        return false;
-    *out = (uint64_t)json_integer_value(v);
-    return true;
-}
-
-static bool get_u32(const json_t *j, const char *key, uint32_t *out)
-{
-    uint64_t value;
-    if (!get_number(j, key, UINT32_MAX, &value)) return false;
-    *out = (uint32_t)value;
-    return true;
-}
-
 /* A plain name inside of the set. */
 static bool is_plain_name(const char *name)
 {
@@ -120,8 +102,8 @@ static bool parse_files(const json_t *list, struct snapshot_file **files, uint32
         const char *name = json_string_value(json_object_get(j, "name"));
         if (!is_plain_name(name) ||
             !facts_parse_hash(json_string_value(json_object_get(j, "xxh3")), &f->hash) ||
-            !get_number(j, "bytes", INT64_MAX, &f->bytes) || !get_u32(j, "first", &f->first) ||
-            !get_u32(j, "count", &f->count))
+            !facts_get_number(j, "bytes", INT64_MAX, &f->bytes) || !facts_get_u32(j, "first", &f->first) ||
+            !facts_get_u32(j, "count", &f->count))
             return false;
         strcpy(f->name, name);
     }
@@ -139,8 +121,8 @@ static bool parse_set(const json_t *j, struct manifest *m)
     m->exact = json_is_true(exact);
     m->final = json_is_true(final);
     m->state = xstrdup(json_string_value(state));
-    return m->done >= 0 && m->done <= 1 && get_u32(j, "set", &m->set) && get_u32(j, "epoch", &m->epoch) &&
-           get_number(j, "wall_s", INT64_MAX, &m->wall) &&
+    return m->done >= 0 && m->done <= 1 && facts_get_u32(j, "set", &m->set) &&
+           facts_get_u32(j, "epoch", &m->epoch) && facts_get_number(j, "wall_s", INT64_MAX, &m->wall) &&
            facts_parse_hash(json_string_value(json_object_get(j, "job")), &m->job) &&
            facts_parse_hash(json_string_value(json_object_get(j, "model_hash")), &m->model_hash) &&
            parse_files(json_object_get(j, "files"), &m->files, &m->num_files) && m->num_files > 0 &&
@@ -243,34 +225,18 @@ uint32_t *snapshot_list_sets(const char *run, size_t *count)
     return sets;
 }
 
-static int hash_fd(int fd, const char *path, uint64_t *hash)
-{
-    XXH3_state_t *state = XXH3_createState();
-    char *piece = xcalloc(1, PIECE);
-    ssize_t n;
-    ASSERT(state);
-    XXH3_64bits_reset(state);
-    while ((n = read(fd, piece, PIECE)) > 0 || (n < 0 && errno == EINTR))
-        if (n > 0) XXH3_64bits_update(state, piece, (size_t)n);
-    int rc = n < 0 ? err_set(ERR_STORAGE, "cannot read %s: %s", path, strerror(errno)) : 0;
-    *hash = XXH3_64bits_digest(state);
-    XXH3_freeState(state);
-    free(piece);
-    return rc;
-}
-
 static int check_file(const char *run, uint32_t set, const struct snapshot_file *file, bool with_hash)
 {
     char *path = snapshot_set_file(run, set, file->name);
     struct stat st;
-    uint64_t hash = file->hash;
+    uint64_t hash = file->hash, bytes;
     int rc = 0, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0 || fstat(fd, &st) < 0)
         rc = err_set(ERR_STORAGE, "cannot open %s: %s", path, strerror(errno));
     else if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != file->bytes)
         rc = err_set(ERR_DATA, "%s does not have the size that the manifest says", path);
     else if (with_hash)
-        rc = hash_fd(fd, path, &hash);
+        rc = files_hash(fd, path, &hash, &bytes);
     if (rc == 0 && hash != file->hash)
         rc = err_set(ERR_DATA, "%s does not have the hash that the manifest says", path);
     if (fd >= 0) close(fd);
@@ -291,7 +257,7 @@ static int check_set(const char *run, uint32_t set, bool with_hash)
     return rc;
 }
 
-static bool has_manifest(const char *run, uint32_t set)
+bool snapshot_is_complete(const char *run, uint32_t set)
 {
     char *path = snapshot_set_file(run, set, "manifest.json");
     bool there = files_exists(path);
@@ -305,7 +271,7 @@ int64_t snapshot_newest(const char *run)
     uint32_t *sets = snapshot_list_sets(run, &n);
     int64_t newest = -1;
     for (size_t i = 0; newest < 0 && i < n; i++) {
-        if (!has_manifest(run, sets[i])) continue;
+        if (!snapshot_is_complete(run, sets[i])) continue;
         char why[512];
         if (check_set(run, sets[i], true) == 0)
             newest = sets[i];
@@ -336,7 +302,7 @@ void snapshot_prune(const char *run, uint32_t keep)
     if (keep < 1) keep = 1;
     /* a set whose files do not have their sizes does not count as kept: an older one is worth more */
     for (; i < n && kept < keep; i++)
-        if (has_manifest(run, sets[i]) && check_set(run, sets[i], false) == 0) kept++;
+        if (snapshot_is_complete(run, sets[i]) && check_set(run, sets[i], false) == 0) kept++;
     for (; kept == keep && i < n; i++) remove_set(run, sets[i]);
     free(sets);
 }

@@ -7,11 +7,15 @@
 #include <errno.h>
 #include <malloc.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 #include <zmq.h>
+#if defined __x86_64__ && __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h> /* the same hash by the widest registers of this CPU: three times as fast */
+#endif
 
 /* --- frames: a frame is a message part of libzmq, so that what was received goes out again without a copy */
 struct frame {
@@ -83,21 +87,39 @@ void wire_keep_pages(void)
 
 /* --- sockets */
 #define MAX_PARTS       2  /* header and payload */
-#define DROPS_PER_CALL  64 /* then the caller gets its turn again */
+#define TRIES_PER_CALL  64 /* that brought nothing of use; then the caller gets its turn again */
+#define LOOK_AFTER      16 /* messages, then the sockets that had nothing are looked at */
 #define MAX_FRAME       (MSG_MAX_PAYLOAD + MSG_MAX_HEADER)
 #define QUEUE           8            /* messages per peer and direction */
 #define ROUTER_ID_BYTES 5            /* what libzmq gives to a peer without an id of its own: 0 and 32 bits */
 #define PEER_MARK       (1ull << 32) /* so that no peer is 0 */
 
+/* To ask an empty socket costs system calls, and so does zmq_poll, for each. So a socket that has said that
+ * it has nothing is left alone until its descriptor is readable; using it in any way may eat that sign. */
+struct socket {
+    void *at; /* NULL: closed */
+    int fd;
+    bool is_empty; /* it has said so since it was last used */
+};
+
 struct wire {
-    void *context, *router;
-    void **dealers; /* (num_links), NULL = closed */
-    int num_links;
-    int turn; /* the socket that is asked first: 0 = the ROUTER, 1 + link */
+    void *context;
+    struct socket *sockets; /* (count): the ROUTER, then link 0, 1, ... */
+    struct pollfd *poll;    /* (count + 1) */
+    int count;
+    int turn;  /* the socket that is asked first */
+    int since; /* messages since all were looked at */
     int watched;
-    zmq_pollitem_t *poll;
     uint64_t dropped, sent, received;
 };
+
+static void make_room(struct wire *w, int count)
+{
+    w->sockets = realloc(w->sockets, (size_t)count * sizeof *w->sockets);
+    w->poll = realloc(w->poll, ((size_t)count + 1) * sizeof *w->poll);
+    ASSERT(w->sockets && w->poll);
+    for (; w->count < count; w->count++) w->sockets[w->count] = (struct socket){NULL, -1, false};
+}
 
 struct wire *wire_new(void)
 {
@@ -106,8 +128,24 @@ struct wire *wire_new(void)
     ASSERT(w->context);
     zmq_ctx_set(w->context, ZMQ_IO_THREADS, 1);
     w->watched = -1;
-    w->poll = xcalloc(2, sizeof *w->poll);
+    make_room(w, 1);
     return w;
+}
+
+static struct socket *socket_of(struct wire *w, int link)
+{
+    ASSERT(link >= WIRE_ROUTER && link + 1 < w->count && w->sockets[link + 1].at);
+    return &w->sockets[link + 1];
+}
+
+static void take_socket(struct wire *w, int link, void *at)
+{
+    struct socket *s = &w->sockets[link + 1];
+    size_t size = sizeof s->fd;
+    s->at = at;
+    s->is_empty = false;
+    int rc = zmq_getsockopt(at, ZMQ_FD, &s->fd, &size);
+    ASSERT(rc == 0);
 }
 
 static void set_option(void *socket, int option, int value)
@@ -153,7 +191,7 @@ static bool is_loopback(const char *address)
 
 int wire_bind(struct wire *w, const char *address, char endpoint_out[MSG_MAX_ENDPOINT])
 {
-    ASSERT(!w->router);
+    ASSERT(!w->sockets[0].at);
     if (!is_loopback(address))
         return err_set(ERR_REACH, "cannot listen on %s: without keys only loopback is allowed; use 127.0.0.1",
                        address);
@@ -169,21 +207,17 @@ int wire_bind(struct wire *w, const char *address, char endpoint_out[MSG_MAX_END
         zmq_close(s);
         return err;
     }
-    w->router = s;
+    take_socket(w, WIRE_ROUTER, s);
     memcpy(endpoint_out, endpoint, sizeof endpoint);
     return 0;
 }
 
 static int free_link(struct wire *w)
 {
-    for (int i = 0; i < w->num_links; i++)
-        if (!w->dealers[i]) return i;
-    size_t n = (size_t)w->num_links + 1;
-    w->dealers = realloc(w->dealers, n * sizeof *w->dealers);
-    w->poll = realloc(w->poll, (n + 2) * sizeof *w->poll);
-    ASSERT(w->dealers && w->poll);
-    w->dealers[n - 1] = NULL;
-    return w->num_links++;
+    int i = 1;
+    while (i < w->count && w->sockets[i].at) i++;
+    if (i == w->count) make_room(w, i + 1);
+    return i - 1;
 }
 
 /* libzmq looks at the port only when it connects. */
@@ -209,26 +243,26 @@ int wire_connect(struct wire *w, const char *endpoint)
         return err;
     }
     int link = free_link(w);
-    w->dealers[link] = s;
+    take_socket(w, link, s);
     return link;
 }
 
 void wire_close(struct wire *w, int link)
 {
-    ASSERT(link >= 0 && link < w->num_links && w->dealers[link]);
-    zmq_close(w->dealers[link]);
-    w->dealers[link] = NULL;
+    ASSERT(link >= 0);
+    struct socket *s = socket_of(w, link);
+    zmq_close(s->at);
+    s->at = NULL;
 }
 
 void wire_free(struct wire **w)
 {
     struct wire *x = *w;
     if (!x) return;
-    if (x->router) zmq_close(x->router);
-    for (int i = 0; i < x->num_links; i++)
-        if (x->dealers[i]) zmq_close(x->dealers[i]);
+    for (int i = 0; i < x->count; i++)
+        if (x->sockets[i].at) zmq_close(x->sockets[i].at);
     while (zmq_ctx_term(x->context) && errno == EINTR) continue;
-    free(x->dealers);
+    free(x->sockets);
     free(x->poll);
     free(x);
     *w = NULL;
@@ -241,11 +275,16 @@ static int not_sent(void)
     return ERR_AGAIN;
 }
 
+/* libzmq looks only once a millisecond whether its queue has become shorter: when it says full, it is asked
+ * to look now. */
 static int send_bytes(void *socket, const void *bytes, size_t len, int flags)
 {
-    int rc;
+    int rc, events;
+    size_t size = sizeof events;
     do rc = zmq_send(socket, bytes, len, flags | ZMQ_DONTWAIT);
     while (rc < 0 && errno == EINTR);
+    if (rc < 0 && errno == EAGAIN && zmq_getsockopt(socket, ZMQ_EVENTS, &events, &size) == 0)
+        rc = zmq_send(socket, bytes, len, flags | ZMQ_DONTWAIT);
     return rc < 0 ? not_sent() : 0;
 }
 
@@ -273,16 +312,15 @@ static int send_payload(struct wire *w, void *socket, struct frame **payload)
 
 int wire_send(struct wire *w, int link, uint64_t peer, const struct msg *m, struct frame **payload)
 {
-    ASSERT(link == WIRE_ROUTER || (link >= 0 && link < w->num_links));
-    void *socket = link == WIRE_ROUTER ? w->router : w->dealers[link];
-    ASSERT(socket);
+    struct socket *s = socket_of(w, link);
     bool more = payload && *payload;
     ASSERT(!more || frame_len(*payload) <= MSG_MAX_PAYLOAD);
     uint8_t header[MSG_MAX_HEADER];
     size_t len = msg_encode(m, header);
-    int err = link == WIRE_ROUTER ? send_address(socket, peer) : 0;
-    if (!err) err = send_bytes(socket, header, len, more ? ZMQ_SNDMORE : 0);
-    if (!err && more) err = send_payload(w, socket, payload);
+    s->is_empty = false;
+    int err = link == WIRE_ROUTER ? send_address(s->at, peer) : 0;
+    if (!err) err = send_bytes(s->at, header, len, more ? ZMQ_SNDMORE : 0);
+    if (!err && more) err = send_payload(w, s->at, payload);
     return err;
 }
 
@@ -379,9 +417,10 @@ static int receive_from(struct wire *w, int link, uint64_t *peer, struct msg *m,
 {
     struct parts p;
     bool addressed = link == WIRE_ROUTER;
-    bool any = receive_parts(addressed ? w->router : w->dealers[link], addressed, &p);
+    struct socket *s = socket_of(w, link);
+    s->is_empty = !receive_parts(s->at, addressed, &p);
     int err = ERR_AGAIN;
-    if (any) err = p.bad || zmq_msg_size(&p.payload) > MSG_MAX_PAYLOAD ? ERR_FAIL : 0;
+    if (!s->is_empty) err = p.bad || zmq_msg_size(&p.payload) > MSG_MAX_PAYLOAD ? ERR_FAIL : 0;
     if (!err) err = msg_decode(zmq_msg_data(&p.header), zmq_msg_size(&p.header), m);
     if (err == ERR_MODEL && addressed) refuse_version(w, p.peer, m->job);
     if (!err) {
@@ -394,54 +433,50 @@ static int receive_from(struct wire *w, int link, uint64_t *peer, struct msg *m,
     return ERR_FAIL;
 }
 
-/* Asks every socket once, beginning after the one that had its turn last. As receive_from. */
+/* Asks those that may have something, beginning after the one that had its turn last. As receive_from. */
 static int receive_any(struct wire *w, int *link, uint64_t *peer, struct msg *m, struct frame **payload)
 {
-    int n = w->num_links + 1, drops = 0;
-    for (int i = 0; i < n; i++) {
-        int at = (w->turn + i) % n;
-        if (at == 0 ? !w->router : !w->dealers[at - 1]) continue;
-        struct msg got;
-        int err = receive_from(w, at - 1, peer, &got, payload);
-        if (err == ERR_FAIL) drops++;
-        if (err) continue;
-        w->turn = (at + 1) % n;
-        *link = at - 1; /* WIRE_ROUTER is -1 */
-        *m = got;
-        return 0;
+    for (int i = 0; i < w->count; i++) {
+        int at = (w->turn + i) % w->count;
+        if (!w->sockets[at].at || w->sockets[at].is_empty) continue;
+        int err = receive_from(w, at - 1, peer, m, payload); /* WIRE_ROUTER is -1 */
+        if (err == ERR_AGAIN) continue;
+        w->turn = (at + 1) % w->count;
+        *link = at - 1;
+        return err;
     }
-    return drops ? ERR_FAIL : ERR_AGAIN;
+    return ERR_AGAIN;
 }
 
-/* True: a socket has something. */
-static bool wait_any(struct wire *w, long timeout_ms)
+/* True: a socket that was empty may have something. */
+static bool wait_any(struct wire *w, int timeout_ms)
 {
-    int n = 0;
-    if (w->router) w->poll[n++] = (zmq_pollitem_t){.socket = w->router, .events = ZMQ_POLLIN};
-    for (int i = 0; i < w->num_links; i++)
-        if (w->dealers[i]) w->poll[n++] = (zmq_pollitem_t){.socket = w->dealers[i], .events = ZMQ_POLLIN};
-    int sockets = n;
-    if (w->watched >= 0) w->poll[n++] = (zmq_pollitem_t){.fd = w->watched, .events = ZMQ_POLLIN};
-    if (zmq_poll(w->poll, n, timeout_ms) <= 0) return false;
-    for (int i = 0; i < sockets; i++)
-        if (w->poll[i].revents) return true;
-    return false;
+    bool any = false;
+    for (int i = 0; i < w->count; i++) {
+        bool is_empty = w->sockets[i].at && w->sockets[i].is_empty;
+        w->poll[i] = (struct pollfd){.fd = is_empty ? w->sockets[i].fd : -1, .events = POLLIN};
+    }
+    w->poll[w->count] = (struct pollfd){.fd = w->watched, .events = POLLIN};
+    w->since = 0;
+    if (poll(w->poll, (nfds_t)w->count + 1, timeout_ms) <= 0) return false;
+    for (int i = 0; i < w->count; i++) {
+        if (!w->poll[i].revents) continue;
+        w->sockets[i].is_empty = false;
+        any = true;
+    }
+    return any;
 }
 
 int wire_receive(struct wire *w, int timeout_ms, int *link, uint64_t *peer, struct msg *m,
                  struct frame **payload)
 {
     uint64_t end = clock_now_ns() + (uint64_t)(timeout_ms > 0 ? timeout_ms : 0) * NS_PER_MS;
-    for (int drops = 0; drops < DROPS_PER_CALL;) {
+    if (++w->since >= LOOK_AFTER) wait_any(w, 0);
+    for (int tries = 0; tries < TRIES_PER_CALL; tries++) {
         int err = receive_any(w, link, peer, m, payload);
         if (err == 0) return 0;
-        if (err == ERR_FAIL) {
-            drops++;
-            continue;
-        }
-        uint64_t now = clock_now_ns();
-        if (now >= end) break;
-        if (!wait_any(w, (long)((end - now + NS_PER_MS - 1) / NS_PER_MS))) break;
+        uint64_t now = clock_now_ns(), left = now < end ? end - now : 0;
+        if (err == ERR_AGAIN && !wait_any(w, (int)((left + NS_PER_MS - 1) / NS_PER_MS))) break;
     }
     return ERR_AGAIN;
 }

@@ -16,10 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #define MAX_MANIFEST (256u << 20)
-#define PIECE        (1u << 20)
 
 static int print_help(void)
 {
@@ -139,32 +137,11 @@ static int list(const char *run)
 
 /* ------------------------------------------------------------------ verify */
 
-/* XXH3-64 and length of all bytes from fd. */
-static int hash_open(int fd, const char *path, uint64_t *hash, uint64_t *bytes)
-{
-    XXH3_state_t *state = XXH3_createState();
-    char *piece = xcalloc(1, PIECE);
-    ssize_t n = -1;
-    ASSERT(state);
-    XXH3_64bits_reset(state);
-    *bytes = 0;
-    while ((n = read(fd, piece, PIECE)) > 0 || (n < 0 && errno == EINTR)) {
-        if (n < 0) continue;
-        XXH3_64bits_update(state, piece, (size_t)n);
-        *bytes += (uint64_t)n;
-    }
-    int why = errno;
-    *hash = XXH3_64bits_digest(state);
-    XXH3_freeState(state);
-    free(piece);
-    return n < 0 ? err_set(ERR_STORAGE, "cannot read %s: %s", path, strerror(why)) : 0;
-}
-
 static int hash_file(const char *path, uint64_t *hash, uint64_t *bytes)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) return err_set(ERR_STORAGE, "cannot open %s: %s", path, strerror(errno));
-    int rc = hash_open(fd, path, hash, bytes);
+    int rc = files_hash(fd, path, hash, bytes);
     close(fd);
     return rc;
 }

@@ -20,6 +20,7 @@ static const struct verb {
     {"train", "train a run, or resume it"},
     {"status", "where a run stands: epoch, loss, shards, workers, staleness"},
     {"stop", "end a running job with a checkpoint"},
+    {"set", "change options of a run, also of one that is being trained"},
     {"eval", "cross entropy and frame accuracy of a run or model"},
     {"score", "log-posteriors of a run or model to a Kaldi archive"},
     {"features", "log-mel features of audio to a Kaldi archive"},

@@ -1,7 +1,9 @@
 #include "deploy/launch.h"
 
 #include "common/clock.h"
+#include "common/config.h"
 #include "common/err.h"
+#include "common/files.h"
 #include "common/rendezvous.h"
 #include "common/wire.h"
 #include "deploy/child.h"
@@ -54,6 +56,7 @@ struct launch {
     struct slot *slots; /* coordinator, servers, workers; owned */
     size_t n;
     struct budget whole;
+    bool bsp;      /* now */
     bool serving;  /* RUN/members/coordinator is that of our coordinator */
     bool stopping; /* somebody wants us to end */
     uint64_t stop_limit;
@@ -167,6 +170,17 @@ static void kill_all(struct launch *l, int signal)
 }
 
 /* All processes give up what they hold; the newest set is the truth. */
+static void start_over(struct launch *l)
+{
+    kill_all(l, SIGKILL);
+    for (size_t i = 0; i < l->n; i++) {
+        pid_t pid = l->slots[i].child.pid;
+        while (pid && waitpid(pid, NULL, 0) < 0 && errno == EINTR) continue;
+        l->slots[i].child.pid = 0;
+    }
+    schedule_all(l);
+}
+
 static void restore(struct launch *l, uint64_t now, const char *why)
 {
     if (!budget_take(&l->whole, now)) {
@@ -176,13 +190,28 @@ static void restore(struct launch *l, uint64_t now, const char *why)
         return;
     }
     progress_say(l->o->progress, true, "%s: everything starts again from the last checkpoint", why);
-    kill_all(l, SIGKILL);
-    for (size_t i = 0; i < l->n; i++) {
-        pid_t pid = l->slots[i].child.pid;
-        while (pid && waitpid(pid, NULL, 0) < 0 && errno == EINTR) continue;
-        l->slots[i].child.pid = 0;
+    start_over(l);
+}
+
+static bool is_bsp(const struct launch *l)
+{
+    char *path = files_join(l->o->run, "job.yaml");
+    struct config c;
+    bool bsp = l->bsp;
+    if (config_load(path, &c) == 0) {
+        bsp = c.consistency.mode == CONSISTENCY_BSP;
+        config_free(&c);
     }
-    schedule_all(l);
+    free(path);
+    return bsp;
+}
+
+/* An epoch has ended, and the next one is trained as RUN/job.yaml says now. */
+static void switch_over(struct launch *l)
+{
+    l->bsp = is_bsp(l);
+    progress_say(l->o->progress, false, "the job goes on as job.yaml says now");
+    start_over(l);
 }
 
 /* "worker-1 was killed by signal 9" or "worker-1: the last thing that it said" */
@@ -235,6 +264,8 @@ static void coordinator_ended(struct launch *l, int status, uint64_t now)
         finish(l, ERR_INTERRUPTED);
     else if (code == LAUNCH_RESTORE)
         restore(l, now, "a process that this job cannot go on without has gone");
+    else if (code == LAUNCH_SWITCH)
+        switch_over(l);
     else if (is_final(error, age) || (error == ERR_REACH && !served))
         finish(l, err_set(error, "%s", why));
     else if (!budget_take(&s->budget, now))
@@ -286,7 +317,7 @@ static void member_ended(struct launch *l, struct slot *s, pid_t pid, int status
         finish(l, err_set(error, "%s", why));
         return;
     }
-    if (l->o->bsp || final) {
+    if (l->bsp || final) {
         restore(l, now, why);
         return;
     }
@@ -361,7 +392,7 @@ static void clear(struct launch *l)
 
 static void init(struct launch *l, const struct launch_options *o)
 {
-    *l = (struct launch){.o = o, .result = GO_ON, .n = 1 + (size_t)o->servers + o->workers};
+    *l = (struct launch){.o = o, .bsp = o->bsp, .result = GO_ON, .n = 1 + (size_t)o->servers + o->workers};
     l->slots = xcalloc(l->n, sizeof *l->slots);
     for (size_t i = 0; i < l->n; i++) {
         struct slot *s = &l->slots[i];

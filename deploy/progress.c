@@ -3,6 +3,8 @@
 #include "common/clock.h"
 #include "common/err.h"
 #include "common/files.h"
+#include "deploy/line.h"
+#include "deploy/told.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -18,7 +20,6 @@
 #define LOOK_NS    500000000ull
 #define NEWS_NS    (20 * NS_PER_S) /* without any: something is wrong */
 #define LITTLE     (1u << 20)      /* bytes left on a disk that is as good as full */
-#define MAX_LINE   400
 
 /* Which life of status.json: every rewrite is a rename, so a new inode or time. */
 struct edition {
@@ -36,8 +37,9 @@ struct progress {
     size_t epochs_told; /* rows of epochs_done */
     uint64_t next_look, next_plain, news_at; /* ns */
     bool told_silence;
-    size_t width, steps; /* of the line: columns, and how far it is narrowed */
-    bool live;           /* it is on the screen */
+    char told_change[128]; /* what was said of it last */
+    size_t width, steps;   /* of the line: columns, and how far it is narrowed */
+    bool live;             /* it is on the screen */
 };
 
 /* ------------------------------------------------------------------ reading */
@@ -89,184 +91,7 @@ static bool refresh(struct progress *p)
     return true;
 }
 
-static bool number(const json_t *object, const char *key, double *out)
-{
-    const json_t *v = json_object_get(object, key);
-    if (!json_is_number(v)) return false;
-    *out = json_number_value(v);
-    return isfinite(*out);
-}
-
 /* ------------------------------------------------------------------ the line */
-
-#define LEVELS 4
-#define PIECE  64
-enum piece { EPOCH, DONE, RATE, LOSS, DEV, LEFT, WORKERS, STALENESS, PIECES };
-
-/* The pieces of the live line, each in some forms from the widest to none at all. */
-struct line {
-    char text[PIECES][LEVELS][PIECE];
-    unsigned level[PIECES]; /* the form that is shown */
-};
-
-/* What is shortened, and then left out, first where columns are few: a piece and its form from then on. */
-static const struct {
-    enum piece piece;
-    unsigned level;
-} narrower[] = {
-    {STALENESS, 1}, {DEV, 1},  {RATE, 1},  {STALENESS, 2}, {WORKERS, 1}, {EPOCH, 1},
-    {DONE, 1},      {DEV, 2},  {EPOCH, 2}, {LOSS, 1},      {DONE, 2},    {WORKERS, 3},
-    {STALENESS, 3}, {LOSS, 3}, {LEFT, 3},  {DEV, 3},       {RATE, 3},
-};
-
-/* The form from `level` on, down to the last but one: the last is empty. */
-__attribute__((format(printf, 4, 5))) static void put(struct line *l, enum piece p, unsigned level,
-                                                      const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    vsnprintf(l->text[p][level], PIECE, format, args);
-    va_end(args);
-    for (unsigned i = level + 1; i + 1 < LEVELS; i++) memcpy(l->text[p][i], l->text[p][level], PIECE);
-}
-
-static int digits(double v)
-{
-    return snprintf(NULL, 0, "%.0f", v);
-}
-
-/* Accuracy of the evaluated epoch before row `i`. */
-static bool dev_before(const json_t *rows, size_t i, double *out)
-{
-    while (i-- > 0)
-        if (number(json_array_get(rows, i), "dev_accuracy", out)) return true;
-    return false;
-}
-
-static void put_dev(struct line *l, const json_t *s)
-{
-    const json_t *rows = json_object_get(s, "epochs_done");
-    double v, before;
-    size_t n = json_array_size(rows);
-    if (!number(s, "dev_accuracy", &v)) return;
-    while (n > 0 && !number(json_array_get(rows, n - 1), "dev_accuracy", &before)) n--;
-    if (n > 0 && dev_before(rows, n - 1, &before))
-        put(l, DEV, 0, "dev %.2f %% (%+.2f)", 100 * v, 100 * (v - before));
-    else
-        put(l, DEV, 0, "dev %.2f %%", 100 * v);
-    put(l, DEV, 1, "dev %.2f %%", 100 * v);
-    put(l, DEV, 2, "dev %.1f%%", 100 * v);
-}
-
-static void put_left(struct line *l, const json_t *s)
-{
-    const char *state = json_string_value(json_object_get(s, "state"));
-    double v;
-    bool settled = !state || strcmp(state, "running") == 0;
-    if (state && strcmp(state, "ending") == 0)
-        put(l, LEFT, 0, "last evaluation");
-    else if (!settled && strspn(state, "abcdefghijklmnopqrstuvwxyz") == strlen(state))
-        put(l, LEFT, 0, "%.20s", state);
-    else if (!number(s, "eta_s", &v) || v < 0)
-        return;
-    else if (v < 100)
-        put(l, LEFT, 0, "%.0f s left", v);
-    else if (v < 6000)
-        put(l, LEFT, 0, "%.0f min left", v / 60);
-    else
-        put(l, LEFT, 0, "%.1f h left", v / 3600);
-}
-
-static void put_workers(struct line *l, const json_t *workers)
-{
-    size_t i, live = 0;
-    const json_t *w;
-    if (!json_is_array(workers)) return;
-    json_array_foreach(workers, i, w)
-    {
-        const char *state = json_string_value(json_object_get(w, "state"));
-        if (state && (strcmp(state, "live") == 0 || strcmp(state, "holding") == 0)) live++;
-    }
-    put(l, WORKERS, 0, "%zu worker%s", live, live == 1 ? "" : "s");
-    put(l, WORKERS, 1, "%zu w", live);
-}
-
-/* Of the shard that is worst in each number. */
-static void put_staleness(struct line *l, const json_t *shards)
-{
-    static const char *const keys[] = {"p50", "p95", "max"};
-    double most[3] = {-1, -1, -1}, v;
-    size_t i;
-    const json_t *s;
-    json_array_foreach(shards, i, s)
-    {
-        for (size_t k = 0; k < 3; k++)
-            if (number(s, keys[k], &v) && v > most[k]) most[k] = v;
-    }
-    if (most[0] < 0) return;
-    put(l, STALENESS, 0, "staleness p50/p95/max %.0f/%.0f/%.0f", most[0], most[1], most[2]);
-    put(l, STALENESS, 1, "staleness %.0f/%.0f/%.0f", most[0], most[1], most[2]);
-    put(l, STALENESS, 2, "stale %.0f/%.0f/%.0f", most[0], most[1], most[2]);
-}
-
-static void put_epoch(struct line *l, const json_t *s)
-{
-    double v, of;
-    if (number(s, "epoch", &v) && number(s, "epochs", &of)) {
-        put(l, EPOCH, 0, "epoch %*.0f/%.0f", digits(of), v, of);
-        put(l, EPOCH, 1, "epoch %.0f/%.0f", v, of);
-        put(l, EPOCH, 2, "ep %.0f/%.0f", v, of);
-    }
-    if (number(s, "done", &v)) {
-        put(l, DONE, 0, "%4.1f %%", 100 * v);
-        put(l, DONE, 1, "%.1f%%", 100 * v);
-        put(l, DONE, 2, "%.0f%%", 100 * v);
-    }
-}
-
-static void put_rate(struct line *l, double v)
-{
-    const char *unit = v < 1e6 ? "" : "M";
-    int places = v < 1e6 ? 0 : 2;
-    if (v >= 1e6) v /= 1e6;
-    put(l, RATE, 0, "%.*f%s frames/s", places, v, unit);
-    put(l, RATE, 1, "%.*f%s f/s", places, v, unit);
-}
-
-/* Returns its length. */
-static size_t join(const struct line *l, char out[MAX_LINE])
-{
-    size_t n = 0;
-    out[0] = '\0';
-    for (int p = 0; p < PIECES; p++) {
-        const char *piece = l->text[p][l->level[p]];
-        if (!piece[0] || n + strlen(piece) + 3 > MAX_LINE) continue;
-        n += (size_t)snprintf(out + n, MAX_LINE - n, "%s%s", n ? "  " : "", piece);
-    }
-    return n;
-}
-
-/* *steps: how far it had to be narrowed so far; it stays so, for an even look. */
-static void make_line(const json_t *s, size_t width, size_t *steps, char out[MAX_LINE])
-{
-    struct line l = {0};
-    double v;
-    put_epoch(&l, s);
-    if (number(s, "frames_per_s", &v) && v >= 1) put_rate(&l, v);
-    if (number(s, "loss", &v)) {
-        put(&l, LOSS, 0, "loss %.3f", v);
-        if (v >= 0.1) put(&l, LOSS, 1, "loss %.2f", v);
-    }
-    put_dev(&l, s);
-    put_left(&l, s);
-    put_workers(&l, json_object_get(s, "workers"));
-    put_staleness(&l, json_object_get(s, "shards"));
-    size_t most = sizeof narrower / sizeof narrower[0], i = 0;
-    for (; (join(&l, out) > width || i < *steps) && i < most; i++)
-        l.level[narrower[i].piece] = narrower[i].level;
-    *steps = i;
-    if (strlen(out) > width) out[width] = '\0';
-}
 
 static size_t columns(const struct progress *p)
 {
@@ -283,11 +108,11 @@ static void hide_live(struct progress *p)
 
 static void show_line(struct progress *p, uint64_t now)
 {
-    char line[MAX_LINE];
+    char line[LINE_BYTES];
     if (p->o.quiet || (!p->o.is_terminal && now < p->next_plain)) return;
-    size_t width = p->o.is_terminal ? columns(p) : MAX_LINE - 1;
+    size_t width = p->o.is_terminal ? columns(p) : LINE_BYTES - 1;
     if (width != p->width) p->steps = 0;
-    make_line(p->status, p->width = width, &p->steps, line);
+    line_make(p->status, p->width = width, &p->steps, line);
     if (!line[0]) return;
     if (p->o.is_terminal)
         fprintf(p->o.to, "\r%s\033[K\r", line); /* the cursor in front: what is typed does not wrap */
@@ -301,13 +126,13 @@ static void show_line(struct progress *p, uint64_t now)
 /* ------------------------------------------------------------------ epochs */
 
 /* Adds a piece of a line that stays. */
-__attribute__((format(printf, 2, 3))) static void add(char line[MAX_LINE], const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void add(char line[LINE_BYTES], const char *format, ...)
 {
     size_t have = strlen(line);
-    if (have && have + 3 < MAX_LINE) have += (size_t)snprintf(line + have, MAX_LINE - have, "  ");
+    if (have && have + 3 < LINE_BYTES) have += (size_t)snprintf(line + have, LINE_BYTES - have, "  ");
     va_list args;
     va_start(args, format);
-    vsnprintf(line + have, MAX_LINE - have, format, args);
+    vsnprintf(line + have, LINE_BYTES - have, format, args);
     va_end(args);
 }
 
@@ -315,21 +140,22 @@ __attribute__((format(printf, 2, 3))) static void add(char line[MAX_LINE], const
 static void tell_epoch(struct progress *p, const json_t *rows, size_t i)
 {
     const json_t *row = json_array_get(rows, i);
-    char line[MAX_LINE] = "";
+    char line[LINE_BYTES] = "";
     double v, of, before;
     hide_live(p);
-    if (!number(p->status, "epochs", &of)) of = 0;
-    if (number(row, "epoch", &v)) add(line, of > 0 ? "epoch %*.0f/%.0f" : "epoch %*.0f", digits(of), v, of);
-    if (number(row, "train_loss", &v)) add(line, "loss %.4f", v);
-    if (number(row, "dev_loss", &v)) add(line, "dev loss %.4f", v);
-    if (number(row, "dev_accuracy", &v)) {
+    if (!told_number(p->status, "epochs", &of)) of = 0;
+    if (told_number(row, "epoch", &v))
+        add(line, of > 0 ? "epoch %*.0f/%.0f" : "epoch %*.0f", line_digits(of), v, of);
+    if (told_number(row, "train_loss", &v)) add(line, "loss %.4f", v);
+    if (told_number(row, "dev_loss", &v)) add(line, "dev loss %.4f", v);
+    if (told_number(row, "dev_accuracy", &v)) {
         add(line, "dev %.2f %%", 100 * v);
-        if (dev_before(rows, i, &before))
+        if (line_dev_before(rows, i, &before))
             add(line, "%+6.2f", 100 * (v - before));
         else
             add(line, "      ");
     }
-    if (number(row, "rate", &v)) add(line, "rate %.3g", v);
+    if (told_number(row, "rate", &v)) add(line, "rate %.3g", v);
     fprintf(p->o.to, "%s\n", line);
     fflush(p->o.to);
 }
@@ -338,7 +164,7 @@ static void tell_epoch(struct progress *p, const json_t *rows, size_t i)
 static size_t epochs_ready(const struct progress *p, const json_t *rows, size_t i)
 {
     for (double v; i < json_array_size(rows); i++)
-        if (p->o.has_dev && !number(json_array_get(rows, i), "dev_accuracy", &v)) break;
+        if (p->o.has_dev && !told_number(json_array_get(rows, i), "dev_accuracy", &v)) break;
     return i;
 }
 
@@ -392,6 +218,16 @@ static void tell_silence(struct progress *p, uint64_t now)
                      p->o.run);
 }
 
+/* Once, when it is asked for. */
+static void tell_change(struct progress *p)
+{
+    char text[sizeof p->told_change];
+    told_change(p->status, text, sizeof text);
+    if (strcmp(text, p->told_change) == 0) return;
+    memcpy(p->told_change, text, sizeof text);
+    if (text[0]) progress_say(p, false, "%s: %s", p->o.run, text);
+}
+
 void progress_tick(struct progress *p, uint64_t now)
 {
     if (now < p->next_look) return;
@@ -403,6 +239,7 @@ void progress_tick(struct progress *p, uint64_t now)
     tell_silence(p, now);
     if (!p->status || p->told_silence) return;
     tell_epochs(p, false);
+    tell_change(p);
     show_line(p, now);
 }
 
@@ -428,31 +265,33 @@ void progress_end(struct progress *p)
 
 /* ------------------------------------------------------------------ summary */
 
-static void cell_text(const json_t *row, const char *key, char out[24])
+static void print_cell(const json_t *row, const char *key, int places, int width, FILE *to)
 {
     double v;
-    snprintf(out, 24, "-");
-    if (number(row, key, &v)) snprintf(out, 24, fabs(v) < 1e15 ? "%.0f" : "%.3g", v);
+    if (!told_number(row, key, &v))
+        fprintf(to, "%*s", width, "-");
+    else
+        fprintf(to, fabs(v) < 1e15 ? "%*.*f" : "%*.*g", width, places, v);
 }
 
-static void print_shards(const json_t *shards, FILE *to)
+static void print_shards(const json_t *status, const json_t *shards, FILE *to)
 {
     static const struct {
         const char *key, *title;
-        int width;
-    } columns_of[] = {{"shard", "shard", 5},    {"p50", "staleness p50", 15}, {"p95", "p95", 6},
-                      {"max", "max", 6},        {"version", "version", 11},   {"applied", "applied", 11},
-                      {"refused", "refused", 9}};
+        int width, places;
+    } columns_of[] = {
+        {"shard", "shard", 5, 0},     {"p50", "staleness p50", 15, 0}, {"p95", "p95", 6, 0},
+        {"max", "max", 6, 0},         {"version", "version", 11, 0},   {"applied", "applied", 11, 0},
+        {"refused", "refused", 9, 0}, {"waits", "waits", 9, 0},        {"wait_s", "wait s", 9, 1}};
     size_t n = sizeof columns_of / sizeof columns_of[0];
-    char cell[24];
     if (json_array_size(shards) == 0) return;
+    if (!told_waits(status, shards)) n -= 2;
     for (size_t k = 0; k < n; k++) fprintf(to, "%*s", columns_of[k].width, columns_of[k].title);
     fputc('\n', to);
     for (size_t i = 0; i < json_array_size(shards); i++) {
-        for (size_t k = 0; k < n; k++) {
-            cell_text(json_array_get(shards, i), columns_of[k].key, cell);
-            fprintf(to, "%*s", columns_of[k].width, cell);
-        }
+        const json_t *row = json_array_get(shards, i);
+        for (size_t k = 0; k < n; k++)
+            print_cell(row, columns_of[k].key, columns_of[k].places, columns_of[k].width, to);
         fputc('\n', to);
     }
 }
@@ -462,16 +301,16 @@ void progress_summary(const struct progress *p, double seconds, FILE *to)
     const char *run = p->o.run;
     const json_t *s = p->status;
     const char *command = p->o.command ? p->o.command : "chorale", *data = p->o.data ? p->o.data : "DIR";
-    char line[MAX_LINE] = "";
+    char line[LINE_BYTES] = "";
     double v;
-    if (number(s, "epochs", &v)) add(line, "%.0f epochs", v);
-    if (number(s, "loss", &v)) add(line, "loss %.4f", v);
-    if (number(s, "dev_loss", &v)) add(line, "dev loss %.4f", v);
-    if (number(s, "dev_accuracy", &v)) add(line, "dev accuracy %.2f %%", 100 * v);
+    if (told_number(s, "epochs", &v)) add(line, "%.0f epochs", v);
+    if (told_number(s, "loss", &v)) add(line, "loss %.4f", v);
+    if (told_number(s, "dev_loss", &v)) add(line, "dev loss %.4f", v);
+    if (told_number(s, "dev_accuracy", &v)) add(line, "dev accuracy %.2f %%", 100 * v);
     if (seconds >= 0)
         add(line, seconds < 100 ? "%.0f s" : "%.1f min", seconds < 100 ? seconds : seconds / 60);
     fprintf(to, "%s is trained\n%s\n\n", run, line);
-    print_shards(p->shards, to);
+    print_shards(p->status, p->shards, to);
     fprintf(to,
             "\nthe model: %s/final.safetensors; beside it logs/ and staleness/\n"
             "every epoch, shard and worker:\n  %s status %s\n"

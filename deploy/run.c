@@ -4,12 +4,15 @@
 #include "common/files.h"
 #include "common/rendezvous.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -60,6 +63,21 @@ int run_check(const char *run)
     if (there) return 0;
     return err_set(ERR_USAGE, "%s is not a run (it has no job.yaml); make one with: %s init %s --data DIR",
                    run, run_command(), run);
+}
+
+int run_lock(const char *run, int *fd_out)
+{
+    char *dir = files_join(run, "members"), *path = files_join(dir, "lock");
+    int rc = files_make_dirs(dir), fd = -1;
+    if (rc == 0 && (fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) < 0)
+        rc = err_set(ERR_STORAGE, "cannot open %s: %s", path, strerror(errno));
+    if (rc == 0 && flock(fd, LOCK_EX | LOCK_NB) != 0)
+        rc = errno == EWOULDBLOCK ? 1 : err_set(ERR_STORAGE, "cannot lock %s: %s", path, strerror(errno));
+    if (rc != 0 && fd >= 0) close(fd);
+    if (rc == 0) *fd_out = fd;
+    free(path);
+    free(dir);
+    return rc;
 }
 
 static int parse_launcher(const char *path, const char *text, pid_t *pid, uint64_t *start)

@@ -3,6 +3,7 @@
 #include "common/err.h"
 #include "common/files.h"
 #include "deploy/run.h"
+#include "deploy/told.h"
 
 #include <getopt.h>
 #include <jansson.h>
@@ -26,10 +27,12 @@ struct column {
 };
 
 static const struct column shard_columns[] = {
-    {"shard", "shard", WHOLE, 5},         {"blocks", "blocks", WHOLE, 6},   {"version", "version", COUNT, 9},
-    {"staleness p50", "p50", TENTHS, 13}, {"p95", "p95", TENTHS, 4},        {"max", "max", TENTHS, 4},
-    {"applied", "applied", COUNT, 9},     {"refused", "refused", COUNT, 7}, {"life", "generation", WHOLE, 4},
-    {"endpoint", "endpoint", TEXT, -1}, /* the last: only where there is room */
+    {"shard", "shard", WHOLE, 5},     {"blocks", "blocks", WHOLE, 6},
+    {"version", "version", COUNT, 9}, {"staleness p50", "p50", TENTHS, 13},
+    {"p95", "p95", TENTHS, 4},        {"max", "max", TENTHS, 4},
+    {"applied", "applied", COUNT, 9}, {"refused", "refused", COUNT, 7},
+    {"waits", "waits", COUNT, 7},     {"wait s", "wait_s", TENTHS, 6},
+    {"life", "generation", WHOLE, 4}, {"endpoint", "endpoint", TEXT, -1},
 };
 static const struct column worker_columns[] = {
     {"worker", "member", WHOLE, 6},
@@ -48,7 +51,8 @@ static const struct column epoch_columns[] = {
     {"w/o silence", "dev_accuracy_speech", PERCENT, 11},
     {"rate", "rate", RATE, 9},
 };
-#define LENGTH(a) (sizeof(a) / sizeof(a)[0])
+#define LENGTH(a)     (sizeof(a) / sizeof(a)[0])
+#define SHARD_COLUMNS LENGTH(shard_columns)
 
 static int print_help(void)
 {
@@ -60,7 +64,9 @@ static int print_help(void)
          "Prints where a run stands, and a line per epoch, shard and worker; of a run that\n"
          "has ended, what was known last. Staleness of an update: versions of the shard\n"
          "between the weights that a gradient was computed from and the weights that it\n"
-         "was applied to. Life: how often the server of a shard was started.");
+         "was applied to. Life: how often the server of a shard was started. Waits: answers\n"
+         "that ssp's bound, or a step of bsp, kept back, and for how long in all. --json\n"
+         "tells also why updates were refused.");
     return 0;
 }
 
@@ -86,14 +92,6 @@ static int parse_arguments(int argc, char **argv, const char **run, bool *as_jso
 
 /* ------------------------------------------------------------------ values */
 
-static bool number(const json_t *object, const char *key, double *out)
-{
-    const json_t *v = json_object_get(object, key);
-    if (!json_is_number(v)) return false;
-    *out = json_number_value(v);
-    return true;
-}
-
 /* A span of time for people: 42 s, 12 min, 3.4 h. */
 static void span_text(double seconds, char *out, size_t size)
 {
@@ -105,22 +103,13 @@ static void span_text(double seconds, char *out, size_t size)
         snprintf(out, size, "%.1f h", seconds / 3600);
 }
 
-/* Text of a file may hold anything; a terminal gets printable ASCII and UTF-8 alone. */
-static void plain_text(const char *text, char *out, size_t size)
-{
-    size_t n = 0;
-    for (; *text && n + 1 < size; text++)
-        out[n++] = (unsigned char)*text < 0x20 || *text == 0x7F ? '?' : *text;
-    out[n] = '\0';
-}
-
 static void value_text(const json_t *row, const char *key, enum shape shape, char *out, size_t size)
 {
     double v;
     const char *text = json_string_value(json_object_get(row, key));
     snprintf(out, size, "-");
-    if (text) plain_text(text, out, size);
-    if (!number(row, key, &v)) return;
+    if (text) told_plain(text, out, size);
+    if (!told_number(row, key, &v)) return;
     if (shape == WHOLE || shape == COUNT)
         snprintf(out, size, "%.0f", v);
     else if (shape == TENTHS)
@@ -156,20 +145,20 @@ static void print_table(const json_t *rows, const struct column *columns, size_t
 static void print_loss(const json_t *s, const char *key, const char *title)
 {
     double v;
-    if (number(s, key, &v)) printf("  %s %.4f", title, v);
+    if (told_number(s, key, &v)) printf("  %s %.4f", title, v);
 }
 
 static void print_job(const json_t *s, const char *run, const char *state)
 {
     double epoch, epochs, v;
     char text[128];
-    plain_text(state, text, sizeof text);
+    told_plain(state, text, sizeof text);
     printf("%s: %s", run, text);
-    if (number(s, "epoch", &epoch) && number(s, "epochs", &epochs))
+    if (told_number(s, "epoch", &epoch) && told_number(s, "epochs", &epochs))
         printf(", epoch %.0f/%.0f", epoch, epochs);
-    if (number(s, "done", &v)) printf(", %.1f %%", 100 * v);
+    if (told_number(s, "done", &v)) printf(", %.1f %%", 100 * v);
     const json_t *checkpoint = json_object_get(s, "checkpoint");
-    if (number(checkpoint, "set", &v)) {
+    if (told_number(checkpoint, "set", &v)) {
         value_text(checkpoint, "age_s", SECONDS, text, sizeof text);
         printf(", checkpoint %.0f (%s old)", v, text);
     }
@@ -180,23 +169,36 @@ static void print_numbers(const json_t *s)
 {
     double v, done;
     char text[128];
-    if (!number(s, "done", &done)) return;
+    if (!told_number(s, "done", &done)) return;
     print_loss(s, "loss", "loss");
     print_loss(s, "dev_loss", "dev loss");
-    if (number(s, "dev_accuracy", &v)) printf("  dev accuracy %.2f %%", 100 * v);
-    if (number(s, "frames_per_s", &v) && v >= 1) printf("  %.0f frames/s", v);
-    if (number(s, "eta_s", &v) && v > 0) {
+    if (told_number(s, "dev_accuracy", &v)) printf("  dev accuracy %.2f %%", 100 * v);
+    if (told_number(s, "frames_per_s", &v) && v >= 1) printf("  %.0f frames/s", v);
+    if (told_number(s, "eta_s", &v) && v > 0) {
         span_text(v, text, sizeof text);
         printf("  %s left", text);
     }
     putchar('\n');
 }
 
+/* How its workers wait for each other, and whether that is to change. */
+static void print_mode(const json_t *s, bool alive)
+{
+    char mode[128], change[128];
+    told_mode(s, mode, sizeof mode);
+    told_change(s, change, sizeof change);
+    size_t live = alive ? told_live(json_object_get(s, "workers")) : 0;
+    if (!mode[0]) return;
+    printf("  %s", mode);
+    if (live) printf(", %zu worker%s", live, live == 1 ? "" : "s");
+    printf(change[0] ? "; %s\n" : "%s\n", change);
+}
+
 /* What a run that has ended says of ages was true when its status was written. */
 static void grow(json_t *object, const char *key, double seconds)
 {
     double v;
-    if (number(object, key, &v)) json_object_set_new(object, key, json_real(v + seconds));
+    if (told_number(object, key, &v)) json_object_set_new(object, key, json_real(v + seconds));
 }
 
 static void grow_ages(json_t *s, double seconds)
@@ -215,14 +217,27 @@ static size_t room(void)
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 1 ? w.ws_col : 1000;
 }
 
+/* Where nobody has to wait for anybody there is nothing to tell of it; endpoints only where there is room. */
+static void print_shards(const json_t *s)
+{
+    struct column columns[SHARD_COLUMNS];
+    const json_t *shards = json_object_get(s, "shards");
+    bool waits = told_waits(s, shards);
+    size_t n = 0;
+    for (size_t i = 0; i < SHARD_COLUMNS; i++)
+        if (waits || strncmp(shard_columns[i].key, "wait", 4) != 0) columns[n++] = shard_columns[i];
+    print_table(shards, columns, n - (room() < (waits ? 125 : 108)));
+}
+
 static void print_page(json_t *s, const char *run, bool alive)
 {
     const char *state = json_string_value(json_object_get(s, "state"));
     bool over = state && (strcmp(state, "finished") == 0 || strcmp(state, "never trained") == 0);
     print_job(s, run, state && (alive || over) ? state : "not running");
     print_numbers(s);
+    print_mode(s, alive);
     print_table(json_object_get(s, "epochs_done"), epoch_columns, LENGTH(epoch_columns));
-    print_table(json_object_get(s, "shards"), shard_columns, LENGTH(shard_columns) - (room() < 108));
+    print_shards(s);
     print_table(json_object_get(s, "workers"), worker_columns, LENGTH(worker_columns));
     if (!alive && !over) printf("\ngo on with: %s train %s\n", run_command(), run);
 }

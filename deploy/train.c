@@ -14,7 +14,6 @@
 #include "deploy/run.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -22,7 +21,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #define PLAIN_NS   (10 * NS_PER_S)
@@ -147,23 +145,13 @@ static void forget_environment(void)
 
 /* ------------------------------------------------------------------ one launcher at a time */
 
-/* A lock that no crash leaves behind; its descriptor stays open as long as we live. */
-static int take_lock(const char *run, int *fd_out)
+/* Its descriptor stays open as long as we live. */
+static int take_lock(const char *run, int *fd)
 {
-    char *path = files_join(run, "members/lock");
-    int rc = 0, fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0)
-        rc = err_set(ERR_STORAGE, "cannot open %s: %s", path, strerror(errno));
-    else if (flock(fd, LOCK_EX | LOCK_NB) != 0)
-        rc = errno == EWOULDBLOCK
-                 ? err_set(ERR_FAIL,
-                           "%s is being trained already; see %s status %s, or end it with %s stop %s", run,
-                           run_command(), run, run_command(), run)
-                 : err_set(ERR_STORAGE, "cannot lock %s: %s", path, strerror(errno));
-    if (rc < 0 && fd >= 0) close(fd);
-    if (rc == 0) *fd_out = fd;
-    free(path);
-    return rc;
+    int rc = run_lock(run, fd);
+    if (rc != 1) return rc;
+    return err_set(ERR_FAIL, "%s is being trained already; see %s status %s, or end it with %s stop %s", run,
+                   run_command(), run, run_command(), run);
 }
 
 static int write_launcher(const char *path)
@@ -322,9 +310,10 @@ static int train(const struct request *q, int *exit_status)
     struct training t = {.request = q, .signal_fd = -1};
     char *job = files_join(q->run, "job.yaml");
     int lock = -1, rc = run_check(q->run);
-    if (rc == 0) rc = settle(q, job, &t.config);
     if (rc == 0) rc = make_folders(q->run);
     if (rc == 0) rc = take_lock(q->run, &lock);
+    if (rc == 0) rc = config_take_next(q->run); /* a change that the job did not come to (chorale set) */
+    if (rc == 0) rc = settle(q, job, &t.config);
     if (rc == 0 && !(t.programs = child_programs())) rc = ERR_FAIL;
     if (rc == 0 && (t.signal_fd = child_catch_signals()) < 0) rc = t.signal_fd;
     if (rc == 0) rc = train_locked(&t, job, exit_status);

@@ -1,13 +1,17 @@
 #include "server/admit.h"
 
 #include "common/err.h"
+#include "common/options.h"
 #include "common/wire.h"
 #include "server/update.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define MAX_NAME 48 /* of a value, as a sentence shows it */
 
 void admit_init(struct admit_table *t, struct shard_state *state, uint32_t max_members)
 {
@@ -95,6 +99,44 @@ uint32_t admit_member(struct admit_table *t, uint64_t member)
     return 0;
 }
 
+/* The name of an option's value, from the option table: "bf16". */
+static void name_choice(const char *key, uint32_t value, char out[MAX_NAME])
+{
+    const char *at = options_find(key)->choices;
+    for (uint32_t i = 0; i < value && at; i++) {
+        at = strchr(at, '|');
+        if (at) at++;
+    }
+    if (at)
+        snprintf(out, MAX_NAME, "%.*s", (int)strcspn(at, "|"), at);
+    else
+        snprintf(out, MAX_NAME, "a kind %u that is not known", value);
+}
+
+/* Writes the sentence if the two do not go about the job in one way. */
+static bool differs(const struct admit_identity *us, const struct msg_hello *h, char text[MSG_TEXT])
+{
+    const struct {
+        const char *key, *ours, *theirs;
+        uint32_t our, their;
+    } rows[] = {
+        {"consistency.mode", "consistency is", "", us->consistency, h->consistency},
+        {"optimizer.type", "optimizer is", "", us->optimizer, h->optimizer},
+        {"exchange.gradients", "gradients travel as", "as ", us->gradients, h->gradients},
+        {"exchange.weights", "weights travel as", "as ", us->weights, h->weights},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        if (rows[i].our == rows[i].their) continue;
+        char our[MAX_NAME], their[MAX_NAME];
+        name_choice(rows[i].key, rows[i].our, our);
+        name_choice(rows[i].key, rows[i].their, their);
+        snprintf(text, MSG_TEXT, "the job's %s %s, the worker's %s%s: start both from the same run directory",
+                 rows[i].ours, our, rows[i].theirs, their);
+        return true;
+    }
+    return false;
+}
+
 /* Writes the sentence if the two are not of one job, shard, model and generation. */
 static bool mismatch(const struct admit_identity *us, const struct msg *m, char text[MSG_TEXT])
 {
@@ -119,7 +161,7 @@ static bool mismatch(const struct admit_identity *us, const struct msg *m, char 
             "the server is in generation %u of the job, the worker in generation %u: start the worker anew",
             us->job_generation, h->job_generation);
     else
-        return false;
+        return differs(us, h, text);
     return true;
 }
 
@@ -161,8 +203,8 @@ void admit_stable(struct admit_table *t, const struct shard_state *written)
     }
 }
 
-enum admission admit_push(const struct admit_limits *l, const struct msg_push *p, const float *g, size_t n,
-                          uint64_t last, uint32_t stored, uint32_t *verdict)
+enum admission admit_push(const struct admit_limits *l, const struct msg_push *p, const void *payload,
+                          size_t len, uint64_t last, uint32_t stored, uint32_t *verdict)
 {
     *verdict = VERDICT_GENERATION;
     if (p->job_generation != l->job_generation || p->generation != l->generation) return ADMIT_RETURN;
@@ -170,11 +212,13 @@ enum admission admit_push(const struct admit_limits *l, const struct msg_push *p
     if (p->seq == last) return ADMIT_DUPLICATE;
     if (p->seq < last) return ADMIT_LATE;
     *verdict = VERDICT_CORRUPT;
-    if (wire_hash(g, n * sizeof *g) != p->hash) return ADMIT_RETURN;
-    *verdict = VERDICT_NONFINITE;
-    if (!update_finite(g, n)) return ADMIT_REFUSE;
-    *verdict = VERDICT_NORM;
-    if (l->max_norm > 0 && update_norm(g, n) > l->max_norm) return ADMIT_REFUSE;
-    *verdict = VERDICT_APPLIED;
-    return ADMIT_APPLY;
+    return wire_hash(payload, len) == p->hash ? ADMIT_NEW : ADMIT_RETURN;
+}
+
+uint32_t admit_gradient(const struct admit_limits *l, uint64_t staleness, const float *g, size_t n)
+{
+    if (l->max_staleness > 0 && staleness > l->max_staleness) return VERDICT_STALE;
+    double norm = update_norm(g, n);
+    if (!isfinite(norm)) return VERDICT_NONFINITE;
+    return l->max_norm > 0 && norm > l->max_norm ? VERDICT_NORM : VERDICT_APPLIED;
 }

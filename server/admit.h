@@ -31,6 +31,7 @@ uint32_t admit_member(struct admit_table *t, uint64_t member);
 struct admit_identity {
     uint64_t job, model_hash;
     uint32_t shard, job_generation;
+    uint32_t consistency, optimizer, gradients, weights; /* as in struct msg_hello */
 };
 /* A HELLO: 0, the member has a row; or an enum msg_refusal with a sentence (for MISMATCH it shows both
  * sides).
@@ -44,20 +45,22 @@ void admit_stable(struct admit_table *t, const struct shard_state *written);
 
 struct admit_limits {
     uint32_t job_generation, generation;
-    double max_norm; /* 0 = off */
+    uint64_t max_staleness; /* 0 = off */
+    double max_norm;        /* 0 = off */
 };
 
 enum admission {
-    ADMIT_APPLY,     /* new and good */
-    ADMIT_REFUSE,    /* new, its verdict is stored: it uses up its seq */
+    ADMIT_NEW,       /* its seq is used up, whatever admit_gradient says of it */
     ADMIT_RETURN,    /* its verdict is answered and not stored */
     ADMIT_DUPLICATE, /* answered again from the stored verdict */
     ADMIT_LATE       /* dropped */
 };
 
-/* Generations, then seq, then hash, then finite, then norm. g (n floats) is the payload; last and stored are
- * the block's last seq and verdict of this member. *verdict: what to answer. */
-enum admission admit_push(const struct admit_limits *l, const struct msg_push *p, const float *g, size_t n,
-                          uint64_t last, uint32_t stored, uint32_t *verdict);
+/* Generations, then seq, then hash. payload: len bytes; last and stored are the block's last seq and verdict
+ * of this member. *verdict: what to answer, but for ADMIT_NEW. */
+enum admission admit_push(const struct admit_limits *l, const struct msg_push *p, const void *payload,
+                          size_t len, uint64_t last, uint32_t stored, uint32_t *verdict);
+/* The verdict on a new push: STALE, NONFINITE, NORM or APPLIED. g: n floats; staleness in versions. */
+uint32_t admit_gradient(const struct admit_limits *l, uint64_t staleness, const float *g, size_t n);
 
 #endif

@@ -2,7 +2,6 @@
 
 #include "common/clock.h"
 #include "common/err.h"
-#include "common/files.h"
 #include "common/log.h"
 
 #include <inttypes.h>
@@ -34,10 +33,8 @@ struct checkpoint {
 /* A complete set never changes, whatever an order says. */
 static int write_set(const struct checkpoint *c, const struct wish *w, struct snapshot_file *file)
 {
-    char *manifest = xprintf("%s/checkpoints/set-%06u/manifest.json", c->run, w->set);
-    bool is_complete = files_exists(manifest);
-    free(manifest);
-    if (is_complete) return err_set(ERR_STORAGE, "set %u is complete and is not written again", w->set);
+    if (snapshot_is_complete(c->run, w->set))
+        return err_set(ERR_STORAGE, "set %u is complete and is not written again", w->set);
     int rc = snapshot_write_shard(c->run, w->set, c->shard, c->shards, c->facts, w->state, file);
     if (rc == 0) snapshot_drop_unfinished(c->run, w->set, c->shard, c->shards);
     return rc;

@@ -209,11 +209,18 @@ static int serve(struct server *s)
                                      .model_hash = s->facts.model_hash,
                                      .job_generation = j->job_generation,
                                      .generation = j->generation,
-                                     .bsp = c->consistency.mode == CONSISTENCY_BSP,
+                                     .mode = c->consistency.mode,
+                                     .bound = (uint32_t)c->consistency.bound,
+                                     .backup = (uint32_t)c->consistency.backup,
+                                     .max_staleness = (uint32_t)c->consistency.max_staleness,
                                      .mean = c->train.gradient == GRADIENT_MEAN,
                                      .max_norm = NORM_MARGIN * c->train.norm_clip,
-                                     .max_members = MAX_MEMBERS};
-    update_rule_from(c, s->facts.train.frames, &o.shard.rule);
+                                     .gradients = c->exchange.gradients,
+                                     .weights = c->exchange.weights,
+                                     .max_members = MAX_MEMBERS,
+                                     .credit = (uint32_t)c->exchange.credit};
+    update_rule_from(c, &o.shard.rule);
+    pace_rule_from(c, s->facts.train.frames, &o.shard.pace);
     return serve_run(&o, s->wire, s->link, &s->state);
 }
 

@@ -4,86 +4,149 @@
 #include "common/err.h"
 
 #include <stdlib.h>
-#include <string.h>
 
-#define MAX_WAITING 1024
+#define MAX_WAITING 4096 /* letters in all */
 #define MAX_WAIT_NS (5 * NS_PER_S)
 
 struct letter {
-    uint64_t peer, since;
+    struct letter *next;
+    uint64_t since;
     struct msg msg;
     struct frame *payload;
 };
 
+/* What waits for one peer, in order; never empty. */
+struct pile {
+    uint64_t peer;
+    struct letter *first, *last;
+    uint32_t with, without; /* a payload */
+};
+
 struct outbox {
     struct wire *wire;
-    struct letter *letters; /* in the order in which they were given */
-    size_t count;
+    uint32_t limit;
+    struct pile *piles; /* (count), owned: of the few peers that do not read fast enough */
+    size_t count, capacity;
+    size_t waiting; /* letters */
     uint64_t dropped;
 };
 
-struct outbox *outbox_new(struct wire *w)
+struct outbox *outbox_new(struct wire *w, uint32_t limit)
 {
     struct outbox *b = xcalloc(1, sizeof *b);
     b->wire = w;
-    b->letters = xcalloc(MAX_WAITING, sizeof *b->letters);
+    b->limit = limit;
     return b;
+}
+
+static struct pile *find(const struct outbox *b, uint64_t peer)
+{
+    for (size_t i = 0; i < b->count; i++)
+        if (b->piles[i].peer == peer) return &b->piles[i];
+    return NULL;
+}
+
+/* --- keeping */
+static struct pile *new_pile(struct outbox *b, uint64_t peer)
+{
+    if (b->count == b->capacity) {
+        b->capacity = b->capacity ? 2 * b->capacity : 16;
+        b->piles = realloc(b->piles, b->capacity * sizeof *b->piles);
+        ASSERT(b->piles);
+    }
+    b->piles[b->count] = (struct pile){.peer = peer};
+    return &b->piles[b->count++];
+}
+
+static bool has_room(const struct outbox *b, const struct pile *p, bool with)
+{
+    if (b->waiting == MAX_WAITING) return false;
+    return !p || (with ? p->with : p->without) < b->limit;
+}
+
+static void keep(struct outbox *b, struct pile *p, const struct msg *m, struct frame *payload)
+{
+    struct letter *l = xcalloc(1, sizeof *l);
+    *l = (struct letter){NULL, clock_now_ns(), *m, payload};
+    if (p->last)
+        p->last->next = l;
+    else
+        p->first = l;
+    p->last = l;
+    p->with += payload != NULL;
+    p->without += payload == NULL;
+    b->waiting++;
+}
+
+void outbox_send(struct outbox *b, uint64_t peer, const struct msg *m, struct frame **payload)
+{
+    struct frame *none = NULL, **f = payload ? payload : &none;
+    struct pile *p = find(b, peer);
+    int rc = p ? ERR_AGAIN : wire_send(b->wire, WIRE_ROUTER, peer, m, f);
+    if (rc == 0) return;
+    if (rc == ERR_AGAIN && has_room(b, p, *f != NULL)) {
+        keep(b, p ? p : new_pile(b, peer), m, *f);
+        *f = NULL;
+        return;
+    }
+    b->dropped++;
+    frame_free(f);
+}
+
+/* --- letting go */
+/* True: that was the last one. */
+static bool drop_first(struct outbox *b, struct pile *p)
+{
+    struct letter *l = p->first;
+    p->first = l->next;
+    frame_free(&l->payload);
+    free(l);
+    b->waiting--;
+    return !p->first;
+}
+
+/* True: the pile is gone through. */
+static bool flush_pile(struct outbox *b, struct pile *p, uint64_t now)
+{
+    for (;;) {
+        struct letter *l = p->first;
+        bool with = l->payload != NULL;
+        int rc = wire_send(b->wire, WIRE_ROUTER, p->peer, &l->msg, &l->payload);
+        if (rc == ERR_AGAIN && now < l->since + MAX_WAIT_NS) return false;
+        b->dropped += rc != 0;
+        p->with -= with;
+        p->without -= !with;
+        if (drop_first(b, p)) return true;
+    }
+}
+
+bool outbox_flush(struct outbox *b)
+{
+    if (b->count == 0) return false;
+    uint64_t now = clock_now_ns();
+    for (size_t i = 0; i < b->count;) {
+        if (flush_pile(b, &b->piles[i], now))
+            b->piles[i] = b->piles[--b->count];
+        else
+            i++;
+    }
+    return b->count > 0;
 }
 
 void outbox_free(struct outbox **b)
 {
     if (!*b) return;
-    for (size_t i = 0; i < (*b)->count; i++) frame_free(&(*b)->letters[i].payload);
-    free((*b)->letters);
+    for (size_t i = 0; i < (*b)->count; i++)
+        while (!drop_first(*b, &(*b)->piles[i])) continue;
+    free((*b)->piles);
     free(*b);
     *b = NULL;
 }
 
-static bool is_waiting(const struct outbox *b, uint64_t peer)
+bool outbox_is_crowded(const struct outbox *b, uint64_t peer)
 {
-    for (size_t i = 0; i < b->count; i++)
-        if (b->letters[i].peer == peer) return true;
-    return false;
-}
-
-void outbox_send(struct outbox *b, uint64_t now, uint64_t peer, const struct msg *m, struct frame **payload)
-{
-    struct frame *none = NULL, **p = payload ? payload : &none;
-    int rc = is_waiting(b, peer) ? ERR_AGAIN : wire_send(b->wire, WIRE_ROUTER, peer, m, p);
-    if (rc == 0) return;
-    if (rc == ERR_AGAIN && b->count < MAX_WAITING) {
-        b->letters[b->count++] = (struct letter){peer, now, *m, *p};
-        *p = NULL;
-        return;
-    }
-    b->dropped++;
-    frame_free(p);
-}
-
-/* A peer whose queue is full again keeps its later letters back, too. */
-static bool goes_out(struct outbox *b, struct letter *l, uint64_t now, bool is_blocked)
-{
-    int rc = is_blocked ? ERR_AGAIN : wire_send(b->wire, WIRE_ROUTER, l->peer, &l->msg, &l->payload);
-    if (rc == 0) return true;
-    if (rc == ERR_AGAIN && now < l->since + MAX_WAIT_NS) return false;
-    b->dropped++;
-    frame_free(&l->payload);
-    return true;
-}
-
-bool outbox_flush(struct outbox *b, uint64_t now)
-{
-    size_t kept = 0, total = b->count;
-    for (size_t i = 0; i < total; i++) {
-        struct letter *l = &b->letters[i];
-        b->count = kept; /* is_waiting looks at those that stay */
-        if (!goes_out(b, l, now, is_waiting(b, l->peer))) {
-            if (i != kept) b->letters[kept] = *l;
-            kept++;
-        }
-    }
-    b->count = kept;
-    return kept > 0;
+    const struct pile *p = find(b, peer);
+    return p && p->with >= b->limit;
 }
 
 uint64_t outbox_dropped(const struct outbox *b)

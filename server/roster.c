@@ -15,20 +15,23 @@ void roster_fini(struct roster *r)
 {
     for (uint32_t b = 0; b < r->blocks && r->held; b++) roster_clear(r, b);
     free(r->members);
+    free(r->ticket);
     free(r->held);
     free(r->arrived);
+    free(r->quorum);
     roster_init(r, r->blocks);
 }
 
-void roster_set(struct roster *r, uint32_t id, const uint64_t *members, uint32_t n)
+void roster_set(struct roster *r, const uint64_t *members, uint32_t n)
 {
-    if (id <= r->id || n == 0) return; /* an order that was overtaken */
+    ASSERT(n > 0);
     roster_fini(r);
-    r->id = id;
     r->num_members = n;
     r->members = xcalloc(n, sizeof *r->members);
+    r->ticket = xcalloc(n, sizeof *r->ticket);
     r->held = xcalloc((size_t)n * r->blocks + 1, sizeof *r->held);
     r->arrived = xcalloc((size_t)r->blocks + 1, sizeof *r->arrived);
+    r->quorum = xcalloc((size_t)r->blocks + 1, sizeof *r->quorum);
     memcpy(r->members, members, n * sizeof *r->members);
 }
 
@@ -45,7 +48,8 @@ struct held *roster_block(const struct roster *r, uint32_t block)
     return r->held + (size_t)block * r->num_members;
 }
 
-bool roster_hold(struct roster *r, uint32_t block, uint32_t rank, const struct held *h, struct frame **frame)
+bool roster_hold(struct roster *r, uint32_t block, uint32_t rank, const struct held *h, uint32_t quorum,
+                 struct frame **frame)
 {
     struct held *place = roster_block(r, block) + rank;
     ASSERT(rank < r->num_members && !place->here);
@@ -56,10 +60,20 @@ bool roster_hold(struct roster *r, uint32_t block, uint32_t rank, const struct h
         place->frame = *frame;
         *frame = NULL;
     }
-    return ++r->arrived[block] == r->num_members;
+    if (r->arrived[block]++ == 0) r->quorum[block] = quorum;
+    return r->arrived[block] == r->quorum[block];
 }
 
-float *roster_sum(struct roster *r, uint32_t block, size_t n, bool mean, uint64_t *frames)
+/* A held gradient as floats: fp32 where it lies, other types in `to`. */
+static float *floats_of(struct frame *f, enum element_type type, size_t n, float *to)
+{
+    if (type == ELEMENT_FP32) return frame_data(f);
+    element_decode(type, frame_data(f), n, to);
+    return to;
+}
+
+float *roster_sum(struct roster *r, uint32_t block, enum element_type type, size_t n, bool mean,
+                  float *scratch, uint64_t *frames)
 {
     struct held *h = roster_block(r, block);
     float *sum = NULL;
@@ -68,11 +82,10 @@ float *roster_sum(struct roster *r, uint32_t block, size_t n, bool mean, uint64_
     for (uint32_t k = 0; k < r->num_members; k++) {
         if (!h[k].frame) continue;
         *frames += h[k].push.frames;
-        count++;
-        if (sum)
-            update_add(sum, frame_data(h[k].frame), n);
+        if (count++ == 0)
+            sum = floats_of(h[k].frame, type, n, scratch);
         else
-            sum = frame_data(h[k].frame);
+            update_add(sum, floats_of(h[k].frame, type, n, scratch ? scratch + n : NULL), n);
     }
     if (mean && count > 1) update_divide(sum, (float)count, n); /* one gradient keeps its bits */
     return sum;

@@ -132,17 +132,26 @@ static void collect_written(struct serve *s)
 
 /* ------------------------------------------------------------------ orders */
 
-static void take_roster(struct serve *s, const struct msg_order *o, struct frame *payload)
+static void take_roster(struct serve *s, uint64_t now, const struct msg_order *o, struct frame *payload)
 {
     if (o->roster <= s->is.roster || !payload) return; /* rosters only rise */
     size_t n = frame_len(payload) / sizeof(uint64_t);
-    if (n < 1 || n > MAX_ROSTER || frame_len(payload) % sizeof(uint64_t) != 0) return;
-    uint64_t *members = xcalloc(n, sizeof *members);
+    bool is_empty = n == 0 && s->o->shard.mode != CONSISTENCY_SSP;
+    if (is_empty || n > MAX_ROSTER || frame_len(payload) % sizeof(uint64_t) != 0) return;
+    uint64_t *members = xcalloc(n + 1, sizeof *members);
     memcpy(members, frame_data(payload), n * sizeof *members);
-    shard_roster(s->shard, o->roster, members, (uint32_t)n);
+    shard_roster(s->shard, now, o->roster, members, (uint32_t)n);
     free(members);
     s->is.roster = o->roster;
     log_event(LOG_INFO, "roster", "\"roster\":%u,\"members\":%zu", o->roster, n);
+}
+
+static void take_workers(struct serve *s, uint32_t workers)
+{
+    if (workers == 0 || !shard_workers(s->shard, workers)) return;
+    struct pace_setting to = pace_follow(&s->o->shard.pace, workers);
+    log_event(LOG_INFO, "rate_follows", "\"workers\":%u,\"factor\":%.6g,\"momentum\":%.6g", workers,
+              to.rate_factor, to.momentum);
 }
 
 static int leave(const struct msg_order *o)
@@ -153,13 +162,14 @@ static int leave(const struct msg_order *o)
 }
 
 /* ERR_AGAIN: go on. */
-static int obey(struct serve *s, const struct msg_order *o, struct frame *payload)
+static int obey(struct serve *s, uint64_t now, const struct msg_order *o, struct frame *payload)
 {
     if (o->command != COMMAND_RUN) return leave(o);
-    take_roster(s, o, payload);
+    take_roster(s, now, o, payload);
+    take_workers(s, o->workers);
     if (o->halve_from != s->is.halve_from) shard_halve_from(s->shard, s->is.halve_from = o->halve_from);
     if (o->oldest_member > s->oldest_member)
-        shard_oldest_member(s->shard, s->oldest_member = o->oldest_member);
+        shard_oldest_member(s->shard, now, s->oldest_member = o->oldest_member);
     s->keep_set = o->keep_set;
     if (o->set > s->is.copied) {
         checkpoint_write(s->checkpoint, o->set, copy_shard(s, o->set));
@@ -171,16 +181,30 @@ static int obey(struct serve *s, const struct msg_order *o, struct frame *payloa
 
 /* ------------------------------------------------------------------ telling */
 
+static void fill_counts(struct msg_beat *is, const struct shard_counts *n)
+{
+    is->applied = n->applied;
+    is->refused = shard_refused(n);
+    is->waits = n->waits;
+    is->wait_us = n->wait_ns / 1000;
+    is->nonfinite = n->nonfinite;
+    is->norm = n->norm;
+    is->stale = n->stale;
+    is->other_generation = n->generation;
+    is->corrupt = n->corrupt;
+    is->malformed = n->malformed;
+    is->overrun = n->overrun;
+    is->stranger = n->stranger;
+}
+
 static void tell_coordinator(struct serve *s, uint64_t now)
 {
     if (!link_is_due(s->link, now, &s->is)) return;
-    const struct shard_counts *n = shard_counts(s->shard);
     struct staleness_summary stale;
     staleness_summarise(shard_staleness(s->shard), 0, &stale);
     s->is.version = shard_version(s->shard);
     s->is.frames = shard_frames(s->shard);
-    s->is.applied = n->applied;
-    s->is.refused = n->nonfinite + n->norm + n->generation + n->corrupt + n->malformed;
+    fill_counts(&s->is, shard_counts(s->shard));
     s->is.staleness_mean = stale.mean;
     s->is.p50 = stale.p50;
     s->is.p95 = stale.p95;
@@ -226,7 +250,19 @@ static int check_end(struct serve *s, uint64_t now)
 
 static void send_answer(void *ctx, uint64_t peer, const struct msg *m, struct frame **payload)
 {
-    outbox_send(ctx, clock_now_ns(), peer, m, payload);
+    outbox_send(ctx, peer, m, payload);
+}
+
+static bool is_crowded(void *ctx, uint64_t peer)
+{
+    return outbox_is_crowded(ctx, peer);
+}
+
+/* Answers with weights that a peer can have coming to it: in async what it has in flight; where others
+ * release them, one of every block. */
+static uint32_t most_answers(const struct shard_options *o, uint32_t blocks)
+{
+    return o->mode == CONSISTENCY_ASYNC || o->credit > blocks ? o->credit : blocks;
 }
 
 static int serve_loop(struct serve *s)
@@ -245,11 +281,11 @@ static int serve_loop(struct serve *s)
             shard_receive(s->shard, now, peer, &m, &payload);
         else if (has_message && link_owns(s->link, from)) {
             int news = link_receive(s->link, now, &m);
-            if (news == LINK_ORDER) rc = obey(s, &m.order, payload);
+            if (news == LINK_ORDER) rc = obey(s, now, &m.order, payload);
             if (news < 0) rc = news;
         }
         frame_free(&payload);
-        is_full = outbox_flush(s->outbox, now);
+        is_full = outbox_flush(s->outbox);
         collect_written(s);
         if (now >= s->next_line) {
             s->next_line = now + SECOND;
@@ -277,10 +313,12 @@ static void tell_leave(const struct serve *s)
     const struct shard_counts *n = shard_counts(s->shard);
     log_event(LOG_INFO, "leave",
               "\"applied\":%" PRIu64 ",\"duplicate\":%" PRIu64 ",\"late\":%" PRIu64 ",\"nonfinite\":%" PRIu64
-              ",\"norm\":%" PRIu64 ",\"generation\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"stranger\":%" PRIu64
-              ",\"malformed\":%" PRIu64 ",\"answers_dropped\":%" PRIu64 ",\"messages_dropped\":%" PRIu64,
-              n->applied, n->duplicate, n->late, n->nonfinite, n->norm, n->generation, n->corrupt,
-              n->stranger, n->malformed, outbox_dropped(s->outbox), wire_dropped(s->wire));
+              ",\"norm\":%" PRIu64 ",\"stale\":%" PRIu64 ",\"generation\":%" PRIu64 ",\"corrupt\":%" PRIu64
+              ",\"stranger\":%" PRIu64 ",\"malformed\":%" PRIu64 ",\"overrun\":%" PRIu64 ",\"waits\":%" PRIu64
+              ",\"wait_s\":%.3f,\"answers_dropped\":%" PRIu64 ",\"messages_dropped\":%" PRIu64,
+              n->applied, n->duplicate, n->late, n->nonfinite, n->norm, n->stale, n->generation, n->corrupt,
+              n->stranger, n->malformed, n->overrun, n->waits, (double)n->wait_ns / (double)NS_PER_S,
+              outbox_dropped(s->outbox), wire_dropped(s->wire));
 }
 
 int serve_run(const struct serve_options *o, struct wire *w, struct link *l, struct shard_state **state)
@@ -288,8 +326,8 @@ int serve_run(const struct serve_options *o, struct wire *w, struct link *l, str
     struct serve s = {.o = o, .wire = w, .link = l, .keep_set = o->set};
     int rc = checkpoint_new(o->run, o->facts, o->shard.shard, o->shard.shards, &s.checkpoint);
     if (rc < 0) return rc;
-    s.outbox = outbox_new(w);
-    struct shard_io io = {.ctx = s.outbox, .send = send_answer};
+    s.outbox = outbox_new(w, most_answers(&o->shard, (*state)->count));
+    struct shard_io io = {.ctx = s.outbox, .send = send_answer, .crowded = is_crowded};
     s.shard = shard_new(&o->shard, &io, state);
     s.lines = open_lines(o);
     s.is.copied = s.is.written = o->set;

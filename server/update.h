@@ -1,6 +1,20 @@
-/* The update of one block in one pass over memory, and the learning rate that it uses. The rate is a function
- * of the frames that the block has applied, so no clock is shared. Source: DESIGN section 2. Plain functions,
- * any thread. */
+/* The update of one block in one pass over memory. Plain functions, any thread; with the same numbers the
+ * same bits, whatever compiler and CPU. g: the gradient, in the unit of train.gradient; afterwards it holds
+ * the new weights. How large rate and momentum are is decided in pace.h.
+ *
+ *   dc         g += lambda g g (w - backup)   (sgd, momentum, nesterov; backup: the weights g was computed
+ *                                              from; Zheng 2017)
+ *   decay      g += d w                       (all but adamw; after dc: it is of the weights of now)
+ *   sgd        w -= r g
+ *   momentum   v = mu v + g;  w -= r v
+ *   nesterov   v = mu v + g;  w -= r (g + mu v)
+ *   adagrad    q += g g;  w -= r g / (sqrt(q) + e)                      (Duchi 2011, as in DistBelief)
+ *   rmsprop    q = b2 q + (1 - b2) g g;  w -= r g / (sqrt(q) + e)
+ *   adam       v = b1 v + (1 - b1) g;  q = b2 q + (1 - b2) g g;
+ *              w -= r v / (1 - b1^t) / (sqrt(q / (1 - b2^t)) + e)       t: this update of the block, from 1
+ *   adamw      w -= r d w, then as adam       (Loshchilov 2019)
+ *
+ * v is SLOT_MOMENTUM, q is SLOT_SQUARE. Source: DESIGN section 2. */
 #ifndef SERVER_UPDATE_H
 #define SERVER_UPDATE_H
 
@@ -12,28 +26,33 @@
 
 struct update_rule {
     enum optimizer_type type;
-    float momentum;
-    double rate; /* at the start */
-    enum schedule_type schedule;
-    double factor;       /* what the rate is multiplied with */
-    uint32_t from_epoch; /* halve: first epoch (from 1) with a lower rate; newbob: told later, 0 = not yet */
-    double per_frames;   /* exponential */
-    uint64_t epoch_frames; /* frames of an epoch */
+    float beta1, beta2, epsilon;
+    float weight_decay;
+    float compensation; /* lambda; 0 = off */
 };
 
-void update_rule_from(const struct config *c, uint64_t epoch_frames, struct update_rule *out);
-/* Learning rate of a block that has applied `frames` (those of the update to come are not among them). Epoch
- * = frames / epoch_frames + 1; halve and newbob: rate * factor^max(0, epoch - from_epoch + 1); exponential:
- * rate * factor^(frames / per_frames). */
-double update_rate(const struct update_rule *r, uint64_t frames);
-/* All finite? One pass, no branch per element. */
-bool update_finite(const float *g, size_t n);
-/* L2 norm, summed in double precision in a fixed order. */
+void update_rule_from(const struct config *c, struct update_rule *out);
+/* The slots it needs: bit k = enum shard_slot k. */
+unsigned update_slots(const struct update_rule *r);
+
+/* What changes from one update to the next. */
+struct update_step {
+    float rate, momentum;
+    uint64_t number; /* of this update of the block, from 1 */
+};
+
+/* n floats each. momentum and square as update_slots says, else NULL; backup NULL: not compensated. None
+ * overlap. */
+struct update_block {
+    float *g, *weights, *momentum, *square;
+    const float *backup;
+    size_t n;
+};
+void update_apply(const struct update_rule *r, const struct update_step *s, const struct update_block *b);
+
+/* L2 norm, summed in double precision in a fixed order; not finite exactly if some number of g is not. One
+ * pass, no branch per element. */
 double update_norm(const float *g, size_t n);
-/* v = mu v + g; w = w - rate v (momentum), w = w - rate g (sgd); the new weights also overwrite g. momentum
- * may be NULL for sgd. */
-void update_apply(const struct update_rule *r, float rate, float *g, float *weights, float *momentum,
-                  size_t n);
 /* bsp: sum += g, element by element; and g /= by. */
 void update_add(float *sum, const float *g, size_t n);
 void update_divide(float *g, float by, size_t n);

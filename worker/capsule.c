@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char word[8] = "CHORALE1";
+static const char word[8] = "CHORALE2"; /* the last letter is the version */
 
 /* A limit on every count: above it the bytes are nonsense, whatever their length. */
 #define MAX_COUNT (1u << 20)
@@ -15,6 +15,7 @@ static const char word[8] = "CHORALE1";
 void capsule_fini(struct capsule *c)
 {
     free(c->state);
+    free(c->residual);
     feed_image_fini(&c->feed);
     *c = (struct capsule){0};
 }
@@ -66,21 +67,21 @@ static void *pass_array(struct pass *p, uint32_t *count, void *array, size_t eac
     return xcalloc((unsigned long)*count + 1, size);
 }
 
-static void pass_state(struct pass *p, struct capsule *c)
+static void pass_floats(struct pass *p, size_t *count, float **values)
 {
-    uint64_t size = c->state_size;
+    uint64_t size = *count;
     pass_u64(p, &size);
     if (p->in) {
-        if (p->failed || size > (p->len - p->at) / sizeof *c->state) {
+        if (p->failed || size > (p->len - p->at) / sizeof **values) {
             p->failed = true;
             return;
         }
-        c->state_size = (size_t)size;
-        c->state = xcalloc((unsigned long)size + 1, sizeof *c->state);
+        *count = (size_t)size;
+        *values = xcalloc((unsigned long)size + 1, sizeof **values);
     }
-    size_t bytes = c->state_size * sizeof *c->state;
-    if (p->in) memcpy(c->state, p->in + p->at, bytes);
-    if (p->out && bytes) memcpy(p->out + p->at, c->state, bytes);
+    size_t bytes = *count * sizeof **values;
+    if (p->in) memcpy(*values, p->in + p->at, bytes);
+    if (p->out && bytes) memcpy(p->out + p->at, *values, bytes);
     p->at += bytes;
 }
 
@@ -124,7 +125,9 @@ static void pass_all(struct pass *p, struct capsule *c)
     pass_u64(p, &c->windows);
     pass_u64(p, &c->frames);
     pass_u64(p, &c->nonfinite);
-    pass_state(p, c);
+    pass_u32(p, &c->threads);
+    pass_floats(p, &c->state_size, &c->state);
+    pass_floats(p, &c->residual_size, &c->residual);
     pass_feed(p, &c->feed);
 }
 
@@ -149,8 +152,12 @@ int capsule_read(const void *bytes, size_t len, struct capsule *out)
 {
     struct capsule c = {0};
     uint64_t hash = 0;
-    if (len < sizeof word + 8 || memcmp(bytes, word, sizeof word) != 0)
-        return err_set(ERR_DATA, "a capsule of %zu bytes does not begin as one of this version does", len);
+    if (len < sizeof word + 8 || memcmp(bytes, word, sizeof word - 1) != 0)
+        return err_set(ERR_DATA, "%zu bytes are no capsule of a worker", len);
+    if (memcmp(bytes, word, sizeof word) != 0)
+        return err_set(ERR_DATA,
+                       "a capsule of another version of Chorale: resume with the version that made the "
+                       "checkpoint, or begin a new run from its model");
     size_t body = len - 8;
     struct pass tail = {.in = (const uint8_t *)bytes + body, .len = 8};
     pass_u64(&tail, &hash);

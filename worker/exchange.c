@@ -9,6 +9,8 @@
 
 #define HELD_FACTOR 10 /* deadline of a push that the server holds until its roster is complete */
 #define WAIT_NS     (100 * NS_PER_MS) /* after NOT_READY */
+#define POLL_NS     (5 * NS_PER_MS)   /* a step that went on without us is not done yet everywhere */
+#define ALIGN       64                /* bytes, of encoded blocks */
 
 void weights_init(struct weights *w, const struct blocks *b)
 {
@@ -27,6 +29,24 @@ void weights_fini(struct weights *w)
     *w = (struct weights){0};
 }
 
+/* Gradients that do not travel as they are: their bytes, and what rounding took off. */
+static void new_encoded(struct exchange *x)
+{
+    if (x->o.gradients == ELEMENT_FP32) return;
+    x->stride = (element_bytes(x->o.gradients, x->o.blocks.size) + ALIGN - 1) / ALIGN * ALIGN;
+    x->lends->encoded = xaligned(x->stride * x->o.blocks.count);
+    x->residual = xaligned(x->o.blocks.params * sizeof *x->residual);
+}
+
+static void new_link(const struct exchange *x, uint32_t k)
+{
+    struct link *l = &x->links[k];
+    blocks_of_shard(&x->o.blocks, x->o.shards, k, &l->first, &l->count);
+    l->todo = l->first;
+    l->due = UINT64_MAX;
+    l->credit = x->o.credit;
+}
+
 struct exchange *exchange_new(const struct exchange_options *o, const struct exchange_io *io)
 {
     ASSERT(o->shards > 0 && o->credit > 0 && o->deadline_ns > 0 && io->send != NULL);
@@ -37,8 +57,8 @@ struct exchange *exchange_new(const struct exchange_options *o, const struct exc
     x->items = xcalloc(o->blocks.count, sizeof *x->items);
     x->lends = xcalloc(1, sizeof *x->lends);
     atomic_init(&x->lends->count, 1);
-    for (uint32_t k = 0; k < o->shards; k++)
-        blocks_of_shard(&o->blocks, o->shards, k, &x->links[k].first, &x->links[k].count);
+    new_encoded(x);
+    for (uint32_t k = 0; k < o->shards; k++) new_link(x, k);
     return x;
 }
 
@@ -46,6 +66,7 @@ void exchange_free(struct exchange **x)
 {
     if (x == NULL || *x == NULL) return;
     exchange_lend_release(NULL, (*x)->lends);
+    free((*x)->residual);
     free((*x)->links);
     free((*x)->items);
     free(*x);
@@ -54,17 +75,21 @@ void exchange_free(struct exchange **x)
 
 /* --- the whole */
 
-static void op_end(struct exchange *x)
+static void op_end(struct exchange *x, uint64_t now)
 {
     if (x->op == OP_PUSH) {
         x->counts.exchanges++;
         x->counts.lost += x->lost;
         if (x->lost > 0 && x->lost < x->o.blocks.count) x->counts.torn++;
     }
+    if (x->held) {
+        x->counts.waits++;
+        x->counts.wait_ns += now - x->held_since;
+    }
     x->op = OP_NONE;
 }
 
-static void op_abort(struct exchange *x)
+static void op_abort(struct exchange *x, uint64_t now)
 {
     for (uint32_t k = 0; k < x->o.shards; k++) {
         struct link *l = &x->links[k];
@@ -74,12 +99,12 @@ static void op_abort(struct exchange *x)
             exchange_item_set(x, l, it, ITEM_DONE);
         }
     }
-    op_end(x);
+    op_end(x, now);
 }
 
-static void op_trouble(struct exchange *x, int code)
+static void op_trouble(struct exchange *x, uint64_t now, int code)
 {
-    op_abort(x);
+    op_abort(x, now);
     x->trouble = code;
 }
 
@@ -90,7 +115,7 @@ static void op_begin(struct exchange *x, enum op op, uint32_t set, struct weight
     x->set = set;
     x->into = into;
     x->lost = 0;
-    x->read_failed = false;
+    x->read_failed = x->held = false;
     x->request++;
     for (uint32_t k = 0; k < x->o.shards; k++) {
         struct link *l = &x->links[k];
@@ -102,6 +127,8 @@ static void op_begin(struct exchange *x, enum op op, uint32_t set, struct weight
 void exchange_set_member(struct exchange *x, uint64_t member, uint32_t job_generation)
 {
     ASSERT(x->op == OP_NONE && member != 0);
+    if (x->member != 0 && x->residual != NULL) /* of weights that are no more */
+        memset(x->residual, 0, x->o.blocks.params * sizeof *x->residual);
     x->member = member;
     x->job_generation = job_generation;
     x->seq = 0;
@@ -126,15 +153,17 @@ void exchange_tick(struct exchange *x, uint64_t now)
 void exchange_read(struct exchange *x, uint64_t now, uint32_t set, struct weights *into)
 {
     op_begin(x, OP_READ, set, into);
-    if (x->trouble != 0) op_abort(x);
+    if (x->trouble != 0) op_abort(x, now);
     exchange_tick(x, now);
 }
 
 void exchange_push(struct exchange *x, uint64_t now, float *grad, uint64_t frames, const struct weights *base,
                    struct weights *into, bool pull)
 {
+    ASSERT(x->lends->encoded == NULL || exchange_drained(x)); /* it is written anew */
     op_begin(x, OP_PUSH, 0, into);
     x->seq++;
+    x->quorum = 0;
     x->grad = grad;
     x->frames = frames;
     x->pull = pull;
@@ -151,29 +180,36 @@ void exchange_push(struct exchange *x, uint64_t now, float *grad, uint64_t frame
     for (uint32_t k = 0; k < x->o.shards; k++)
         if (x->links[k].state == LINK_READY && exchange_link_is_stale(x, &x->links[k]))
             exchange_link_lose(x, &x->links[k]);
-    if (x->trouble != 0) op_abort(x);
+    if (x->trouble != 0) op_abort(x, now);
     exchange_tick(x, now);
 }
 
 /* --- what the servers say: checked, never trusted */
 
-static void receive_welcome(struct exchange *x, uint32_t shard, const struct msg_welcome *w)
+static void take_credit(const struct exchange *x, struct link *l, uint32_t credit)
+{
+    l->credit = credit == 0 || credit > x->o.credit ? x->o.credit : credit;
+}
+
+static void receive_welcome(struct exchange *x, uint64_t now, uint32_t shard, const struct msg_welcome *w)
 {
     struct link *l = &x->links[shard];
     bool changed = l->generation != 0 && w->generation != l->generation;
     if (w->shard != shard || w->first_block != l->first || w->blocks != l->count) {
-        op_trouble(x, err_set(ERR_MODEL,
-                              "the server of shard %u says it is shard %u with blocks %u+%u, this worker "
-                              "expects %u+%u: start all processes of the job with the same job.yaml",
-                              shard, w->shard, w->first_block, w->blocks, l->first, l->count));
+        op_trouble(x, now,
+                   err_set(ERR_MODEL,
+                           "the server of shard %u says it is shard %u with blocks %u+%u, this worker "
+                           "expects %u+%u: start all processes of the job with the same job.yaml",
+                           shard, w->shard, w->first_block, w->blocks, l->first, l->count));
     } else if (w->job_generation > x->job_generation) {
-        op_trouble(x, err_set(ERR_AGAIN, "the job was restored: join anew"));
+        op_trouble(x, now, err_set(ERR_AGAIN, "the job was restored: join anew"));
     } else if (l->state == LINK_COLD || w->job_generation < x->job_generation || w->generation == 0 ||
                w->generation < l->generation || (l->state == LINK_READY && !changed)) {
         x->counts.unexpected++;
     } else {
         l->generation = w->generation;
         l->state = LINK_READY;
+        take_credit(x, l, w->credit);
         if (changed || exchange_link_is_stale(x, l)) exchange_link_lose(x, l);
     }
 }
@@ -192,26 +228,31 @@ static void receive_refused(struct exchange *x, uint64_t now, uint32_t shard, co
             struct item *it = &x->items[b];
             if (it->state != ITEM_FLYING) continue;
             it->backoff = 1;
-            if (it->deadline > now + WAIT_NS) it->deadline = now + WAIT_NS;
+            if (it->deadline > now + WAIT_NS) exchange_item_wait(x, l, it, ITEM_FLYING, now + WAIT_NS);
         }
         break;
     case REFUSAL_RETIRED:
-        op_trouble(x, err_set(ERR_AGAIN, "shard %u no longer knows this member: join anew", shard));
+        op_trouble(x, now, err_set(ERR_AGAIN, "shard %u no longer knows this member: join anew", shard));
         break;
     case REFUSAL_MISMATCH:
-        op_trouble(x, err_set(ERR_MODEL, "shard %u refuses this worker: %.*s", shard, MSG_TEXT - 1, r->text));
+        op_trouble(x, now,
+                   err_set(ERR_MODEL, "shard %u refuses this worker: %.*s", shard, MSG_TEXT - 1, r->text));
         break;
     default:
         x->counts.unexpected++;
     }
 }
 
-static bool take_weights(struct exchange *x, uint32_t block, struct frame *payload, uint64_t hash)
+/* The payload lands in `into`, its only copy, if it is what must come: weights of a set travel as they are
+ * kept. */
+static bool take_weights(struct exchange *x, uint32_t block, struct frame *payload, uint32_t type,
+                         uint64_t hash)
 {
-    size_t len = blocks_floats(&x->o.blocks, block) * sizeof(float);
-    if (payload == NULL || frame_len(payload) != len) return false;
+    enum element_type expected = x->set != 0 ? ELEMENT_FP32 : x->o.weights;
+    size_t n = blocks_floats(&x->o.blocks, block), len = element_bytes(expected, n);
+    if (payload == NULL || type != expected || frame_len(payload) != len) return false;
     if (wire_hash(frame_data(payload), len) != hash) return false;
-    memcpy(x->into->values + blocks_offset(&x->o.blocks, block), frame_data(payload), len);
+    element_decode(expected, frame_data(payload), n, x->into->values + blocks_offset(&x->o.blocks, block));
     return true;
 }
 
@@ -223,55 +264,120 @@ static void stamp_weights(struct exchange *x, uint64_t now, uint32_t block, uint
     x->into->generation[block] = generation;
 }
 
+static void count_verdict(struct exchange *x, const struct msg_answer *a)
+{
+    if (a->verdict != VERDICT_APPLIED) {
+        x->counts.refused++;
+        return;
+    }
+    x->counts.applied++;
+    x->counts.staleness_sum += a->staleness;
+    if (a->staleness > x->counts.staleness_max) x->counts.staleness_max = a->staleness;
+}
+
+/* The step goes on without us: no block of it is applied, and the weights are those after it. Block 0 brought
+ * its own, if they were wanted. */
+static void leave_out(struct exchange *x, uint64_t now, const struct msg_answer *a)
+{
+    struct item *it = &x->items[0];
+    x->counts.left_out++;
+    x->left_at = now;
+    x->lost = 0;
+    x->request++;
+    exchange_link_ungate(x, a->version);
+    if (x->pull) return;
+    struct link *l = &x->links[blocks_owner(&x->o.blocks, x->o.shards, 0)];
+    exchange_item_begin(x, l, it, true);
+    it->at_least = a->version;
+}
+
 /* APPLIED, or refused for good: the push of this block is over. */
 static void receive_verdict(struct exchange *x, uint64_t now, uint32_t shard, const struct msg_answer *a,
                             struct frame *payload)
 {
     struct link *l = &x->links[shard];
     struct item *it = &x->items[a->block];
-    if (a->generation != l->generation) {
+    bool left_out = x->o.tickets && a->block == 0 && x->quorum == 0;
+    if (a->generation != l->generation || (left_out && a->verdict == VERDICT_APPLIED)) {
         x->counts.unexpected++;
         return;
     }
-    if (x->pull && !take_weights(x, a->block, payload, a->hash)) {
-        exchange_item_again(x, now, it);
+    if (x->pull && !take_weights(x, a->block, payload, a->type, a->hash)) {
+        exchange_item_again(x, l, it);
         return;
     }
     if (x->pull) stamp_weights(x, now, a->block, a->version, a->generation);
-    if (a->verdict == VERDICT_APPLIED) {
-        x->counts.applied++;
-        x->counts.staleness_sum += a->staleness;
-        if (a->staleness > x->counts.staleness_max) x->counts.staleness_max = a->staleness;
-    } else {
-        x->counts.refused++;
-    }
     exchange_item_set(x, l, it, ITEM_DONE);
+    if (left_out)
+        leave_out(x, now, a);
+    else
+        count_verdict(x, a);
 }
 
-static void receive_answer(struct exchange *x, uint64_t now, uint32_t shard, const struct msg_answer *a,
-                           struct frame *payload)
+static void hold(struct exchange *x, uint64_t now, struct link *l, struct item *it)
+{
+    if (!x->held) x->held_since = now;
+    x->held = true;
+    it->backoff = 1;
+    exchange_item_wait(x, l, it, ITEM_HELD, now + HELD_FACTOR * x->o.deadline_ns);
+}
+
+static bool is_refusal(uint32_t verdict)
+{
+    return verdict == VERDICT_NONFINITE || verdict == VERDICT_NORM || verdict == VERDICT_STALE;
+}
+
+/* The first word on block 0 that has a ticket opens the gate for the others. */
+static void take_ticket(struct exchange *x, const struct link *l, const struct msg_answer *a)
+{
+    if (!x->o.tickets || x->quorum != 0 || a->block != 0 || a->generation != l->generation) return;
+    if (a->verdict == VERDICT_RECEIVED || a->verdict == VERDICT_APPLIED || a->verdict == VERDICT_NONFINITE ||
+        a->verdict == VERDICT_NORM)
+        x->quorum = a->quorum;
+}
+
+static void receive_ours(struct exchange *x, uint64_t now, uint32_t shard, const struct msg_answer *a,
+                         struct frame *payload)
 {
     struct link *l = &x->links[shard];
-    struct item *it = exchange_item_of(x, shard, a->block);
-    bool ours = it != NULL && it->state != ITEM_DONE && !it->read && it->sent && a->seq == x->seq;
-    if (ours && (a->verdict == VERDICT_APPLIED || a->verdict == VERDICT_NONFINITE ||
-                 a->verdict == VERDICT_NORM || a->verdict == VERDICT_STALE)) {
+    struct item *it = &x->items[a->block];
+    take_credit(x, l, a->credit);
+    take_ticket(x, l, a);
+    if (a->verdict == VERDICT_APPLIED || is_refusal(a->verdict)) {
         receive_verdict(x, now, shard, a, payload);
-    } else if (ours && a->verdict == VERDICT_RECEIVED && it->state == ITEM_FLYING &&
-               a->generation == l->generation) {
-        exchange_item_set(x, l, it, ITEM_HELD);
-        it->deadline = now + HELD_FACTOR * x->o.deadline_ns;
-        it->backoff = 1;
-    } else if (ours && a->verdict == VERDICT_CORRUPT) {
-        exchange_item_again(x, now, it);
-    } else if (ours && a->verdict == VERDICT_GENERATION && a->job_generation > x->job_generation) {
-        op_trouble(x, err_set(ERR_AGAIN, "the job was restored: join anew"));
-    } else if (ours && a->verdict == VERDICT_GENERATION && a->generation > l->generation) {
+    } else if (a->verdict == VERDICT_RECEIVED && it->state == ITEM_FLYING && a->generation == l->generation) {
+        hold(x, now, l, it);
+    } else if (a->verdict == VERDICT_CORRUPT) {
+        exchange_item_again(x, l, it);
+    } else if (a->verdict == VERDICT_GENERATION && a->job_generation > x->job_generation) {
+        op_trouble(x, now, err_set(ERR_AGAIN, "the job was restored: join anew"));
+    } else if (a->verdict == VERDICT_GENERATION && a->generation > l->generation) {
         exchange_link_lose(x, l);
         exchange_link_hello(x, now, shard);
     } else {
         x->counts.unexpected++;
     }
+}
+
+static void receive_answer(struct exchange *x, uint64_t now, uint32_t shard, const struct msg_answer *a,
+                           struct frame *payload)
+{
+    const struct item *it = exchange_item_of(x, shard, a->block);
+    if (it != NULL && it->state != ITEM_DONE && !it->read && it->sent && a->seq == x->seq)
+        receive_ours(x, now, shard, a, payload);
+    else
+        x->counts.unexpected++;
+}
+
+/* Not there, or not yet: asked again a little later; the credit is back. After a deadline any weights will
+ * do: a guess of the version that was too high must not hold us for ever. */
+static void read_again(struct exchange *x, uint64_t now, struct link *l, struct item *it)
+{
+    uint64_t at = now + (it->at_least > 0 ? POLL_NS : WAIT_NS);
+    if (now - x->left_at > x->o.deadline_ns) it->at_least = 0;
+    it->sent = false;
+    it->backoff = 1;
+    exchange_item_wait(x, l, it, ITEM_HELD, at);
 }
 
 static void receive_block(struct exchange *x, uint64_t now, uint32_t shard, const struct msg_block *b,
@@ -286,14 +392,13 @@ static void receive_block(struct exchange *x, uint64_t now, uint32_t shard, cons
     } else if (live && b->generation > l->generation) {
         exchange_link_lose(x, l);
         exchange_link_hello(x, now, shard);
-    } else if (!b->found && live) {
-        it->deadline = now + WAIT_NS;
-        it->backoff = 1;
+    } else if (live && (!b->found || b->version < it->at_least)) {
+        read_again(x, now, l, it);
     } else if (!b->found) {
-        op_abort(x);
+        op_abort(x, now);
         x->read_failed = true;
-    } else if (!take_weights(x, b->block, payload, b->hash)) {
-        exchange_item_again(x, now, it);
+    } else if (!take_weights(x, b->block, payload, b->type, b->hash)) {
+        exchange_item_again(x, l, it);
     } else {
         stamp_weights(x, now, b->block, b->version, b->generation);
         exchange_item_set(x, l, it, ITEM_DONE);
@@ -305,10 +410,11 @@ void exchange_receive(struct exchange *x, uint64_t now, uint32_t shard, const st
 {
     ASSERT(shard < x->o.shards);
     struct frame *bytes = payload == NULL ? NULL : *payload;
+    if (bytes != NULL) x->counts.bytes_in += frame_len(bytes);
     if (x->trouble != 0 || m->job != x->o.job)
         x->counts.unexpected++;
     else if (m->type == MSG_WELCOME)
-        receive_welcome(x, shard, &m->welcome);
+        receive_welcome(x, now, shard, &m->welcome);
     else if (m->type == MSG_REFUSED)
         receive_refused(x, now, shard, &m->refused);
     else if (m->type == MSG_ANSWER)
@@ -318,8 +424,8 @@ void exchange_receive(struct exchange *x, uint64_t now, uint32_t shard, const st
     else
         x->counts.unexpected++;
     if (bytes != NULL) frame_free(payload);
-    if (x->op != OP_NONE && x->unfinished == 0) op_end(x);
-    exchange_link_pump(x, now, shard);
+    if (x->op != OP_NONE && x->unfinished == 0) op_end(x, now);
+    exchange_tick(x, now); /* of every shard: a ticket is for all of them */
 }
 
 bool exchange_idle(const struct exchange *x)
@@ -333,6 +439,10 @@ bool exchange_drained(const struct exchange *x)
 uint64_t exchange_seq(const struct exchange *x)
 {
     return x->seq;
+}
+float *exchange_residual(struct exchange *x)
+{
+    return x->residual;
 }
 bool exchange_read_failed(const struct exchange *x)
 {

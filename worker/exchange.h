@@ -2,11 +2,12 @@
  * resend the same bytes after a deadline, say HELLO again when a shard has a new generation. A core without
  * I/O: messages and time in, messages out; the simulator drives this same code. At most one push is under
  * way; with overlap 1 the caller gives it another weights vector than the one it computes with. Source:
- * DESIGN section 4. One thread. */
+ * DESIGN section 4; tickets: backup workers of Chen 2016; error feedback: Seide 2014. One thread. */
 #ifndef WORKER_EXCHANGE_H
 #define WORKER_EXCHANGE_H
 
 #include "common/blocks.h"
+#include "common/config.h"
 #include "common/msg.h"
 #include "common/wire.h"
 
@@ -17,8 +18,13 @@ struct exchange_options {
     uint64_t job, model_hash;
     struct blocks blocks;
     uint32_t shards;
-    uint32_t credit;      /* blocks in flight per shard */
+    uint32_t credit;      /* blocks in flight per shard at most; a server may grant fewer */
     uint64_t deadline_ns; /* then the same seq again */
+    enum consistency_mode consistency;
+    enum optimizer_type optimizer;
+    enum element_type gradients, weights; /* on the wire */
+    bool tickets; /* bsp with backup workers: block 0 first; its answer says whether we take part in the step
+                   */
 };
 
 struct exchange_io {
@@ -45,6 +51,9 @@ struct exchange_counts {
     uint64_t resent;
     uint64_t staleness_sum, staleness_max; /* versions, over applied blocks */
     uint64_t corrupt, unexpected;
+    uint64_t waits, wait_ns;      /* exchanges that a bound or a roster kept waiting, and for how long */
+    uint64_t left_out;            /* tickets: steps that went on without our gradient */
+    uint64_t bytes_out, bytes_in; /* payload */
 };
 
 struct exchange;
@@ -67,13 +76,17 @@ bool exchange_read_failed(const struct exchange *x);
 /* Pushes grad (P), computed from `base` with `frames` frames; if pull, the new weights land in `into` (may be
  * `base`); those of a shard that has to be read anew land there in any case. Both weights are borrowed until
  * idle, grad until idle and drained: a block is lent to its first frame (the receiver of that very frame must
- * not write to it; a wire never does), resends are copies. seq + 1. */
+ * not write to it; a wire never does), resends are copies. With gradients that are not fp32 the frames lend
+ * from a vector of the exchange instead, into which this push encodes: then drained before. seq + 1. */
 void exchange_push(struct exchange *x, uint64_t now, float *grad, uint64_t frames, const struct weights *base,
                    struct weights *into, bool pull);
 bool exchange_idle(const struct exchange *x);
 /* No frame that borrows grad is left in any queue. */
 bool exchange_drained(const struct exchange *x);
 uint64_t exchange_seq(const struct exchange *x); /* of the last push */
+/* Error feedback: what the wire type took off the gradients so far, (P); NULL for fp32. Part of a capsule; to
+ * be restored while idle. */
+float *exchange_residual(struct exchange *x);
 void exchange_receive(struct exchange *x, uint64_t now, uint32_t shard, const struct msg *m,
                       struct frame **payload);
 void exchange_tick(struct exchange *x, uint64_t now);

@@ -191,7 +191,13 @@ static struct exchange *make_exchange(struct links *l)
                                  .blocks = l->job->blocks,
                                  .shards = l->shards,
                                  .credit = (uint32_t)c->exchange.credit,
-                                 .deadline_ns = (uint64_t)c->exchange.deadline_ms * NS_PER_MS};
+                                 .deadline_ns = (uint64_t)c->exchange.deadline_ms * NS_PER_MS,
+                                 .consistency = c->consistency.mode,
+                                 .optimizer = c->optimizer.type,
+                                 .gradients = c->exchange.gradients,
+                                 .weights = c->exchange.weights,
+                                 .tickets =
+                                     c->consistency.mode == CONSISTENCY_BSP && c->consistency.backup > 0};
     return exchange_new(&o, &(struct exchange_io){l, send_shard});
 }
 

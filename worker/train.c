@@ -3,7 +3,6 @@
 #include "common/clock.h"
 #include "common/err.h"
 #include "common/log.h"
-#include "worker/nnet/blas.h"
 #include "worker/nnet/clip.h"
 #include "worker/train_state.h"
 
@@ -17,6 +16,7 @@
 #define STOP_NS    (10 * NS_PER_S)   /* TERM: the exchange under way may take this long */
 #define BLOCKED_NS (200 * NS_PER_MS) /* an exchange that takes longer probably waits for another worker */
 #define EMPTY_MS   50                /* between steps to which nobody had anything to add */
+#define PUMP_NS    (200 * 1000) /* overlap: between two turns of the sockets while a window is computed */
 
 /* --- waiting */
 
@@ -90,7 +90,7 @@ static bool prepare(struct train *t, float *grad, uint64_t *frames)
         t->nonfinite++;
         log_event(LOG_WARN, "nonfinite", "\"window\":%" PRIu64 ",\"count\":%" PRIu64, t->windows,
                   t->nonfinite);
-        net_clear_state(t->net);
+        team_clear_state(t->team);
     }
     *frames = 0;
     if (t->together) memset(grad, 0, P * sizeof *grad);
@@ -129,6 +129,19 @@ static int push(struct train *t)
 
 /* --- one window */
 
+/* Between two frames (overlap): answers are taken and the next blocks go out, so that an exchange of many
+ * blocks, of which a few are in flight, goes on while we compute. No lock: the exchange lands in another
+ * weights vector than the one that is read, and sends another gradient than the one that is written. An idle
+ * turn costs 2 us (three connections), so at most one part in a hundred of the window. */
+static void between(void *ctx)
+{
+    struct train *t = ctx;
+    if (t->pump_rc < 0 || exchange_idle(t->links->exchange)) return;
+    if (clock_now_ns() - t->pumped < PUMP_NS) return;
+    t->pump_rc = links_pump(t->links, 0);
+    t->pumped = clock_now_ns();
+}
+
 static void add_up(struct train *t, float *grad)
 {
     float *sum = t->grad[t->g];
@@ -140,17 +153,16 @@ static void add_up(struct train *t, float *grad)
 
 static int window(struct train *t)
 {
-    const float *params = t->weights[t->base].values;
     const struct minibatch *w = &t->window;
     float *grad = t->one ? t->one : t->grad[t->g];
     struct net_result r;
     /* 1, 2: the prefetch thread joined, normalised and delayed what feed_fill gave to the streams */
-    feed_cut(t->feed, &t->window);                              /* 3: S streams cut to T frames */
-    net_forward(t->net, params, w->x, w->reset, w->target, &r); /* 4: forward, cross entropy */
-    int rc = t->overlap ? links_pump(t->links, 0) : 0;          /* keeps the last exchange going */
-    if (rc < 0) return rc;
+    feed_cut(t->feed, &t->window); /* 3: N*S streams cut to T frames */
+    /* 4, 5: forward, cross entropy, backward through T frames; overlap: the last exchange goes on */
+    team_compute(t->team, t->weights[t->base].values, &(struct team_window){w->x, w->reset, w->target}, grad,
+                 &r);
+    if (t->pump_rc < 0) return t->pump_rc;
     if (r.frames) {
-        net_backward(t->net, params, w->x, w->reset, grad); /* 5: backward through T frames */
         add_up(t, grad);
     } else if (t->one && t->pending == 0) {
         memset(t->grad[t->g], 0, t->job->facts.model.params * sizeof(float));
@@ -194,9 +206,11 @@ static void tell_leave(const struct train *t)
               "\"windows\":%" PRIu64 ",\"frames\":%" PRIu64 ",\"nonfinite\":%" PRIu64
               ",\"exchanges\":%" PRIu64 ",\"applied\":%" PRIu64 ",\"refused\":%" PRIu64 ",\"lost\":%" PRIu64
               ",\"torn\":%" PRIu64 ",\"resent\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"unexpected\":%" PRIu64
-              ",\"staleness_max\":%" PRIu64,
+              ",\"staleness_max\":%" PRIu64 ",\"waits\":%" PRIu64 ",\"wait_s\":%.3f,\"left_out\":%" PRIu64
+              ",\"bytes_out\":%" PRIu64 ",\"bytes_in\":%" PRIu64,
               t->windows, t->frames, t->nonfinite, c->exchanges, c->applied, c->refused, c->lost, c->torn,
-              c->resent, c->corrupt, c->unexpected, c->staleness_max);
+              c->resent, c->corrupt, c->unexpected, c->staleness_max, c->waits, (double)c->wait_ns / NS_PER_S,
+              c->left_out, c->bytes_out, c->bytes_in);
 }
 
 int train_run(struct train *t)
@@ -218,32 +232,34 @@ static void make_data(struct train *t)
     const struct config *c = &t->job->config;
     const struct job_data *d = t->job->train;
     struct feed_options o = {.seed = (uint64_t)c->train.seed,
-                             .streams = c->train.streams,
+                             .streams = t->num_streams,
                              .bsp = c->consistency.mode == CONSISTENCY_BSP,
                              .utterances = (uint32_t)corpus_count(d->corpus)};
     uint32_t dim = t->job->facts.model.spec.input;
     t->prefetch = prefetch_new(d->corpus, &d->frontend, feed_capacity(&o));
-    t->streams = streams_new(c->train.window, c->train.streams, dim);
+    t->streams = streams_new(c->train.window, t->num_streams, dim);
     t->feed = feed_new(&o, t->prefetch, t->streams);
-    minibatch_init(&t->window, c->train.window, c->train.streams, dim);
+    minibatch_init(&t->window, c->train.window, t->num_streams, dim);
 }
 
 static void make_maths(struct train *t)
 {
     const struct config *c = &t->job->config;
     size_t P = t->job->facts.model.params;
-    struct net_options o = {.window = c->train.window,
-                            .streams = c->train.streams,
-                            .gate_delta_clip = (float)c->train.gate_clip,
-                            .trains = true};
-    blas_use_one_thread();
-    t->net = net_new(&t->job->facts.model, &o);
+    struct team_options o = {.threads = c->train.threads,
+                             .net = {.window = c->train.window,
+                                     .streams = c->train.streams,
+                                     .gate_delta_clip = (float)c->train.gate_clip,
+                                     .trains = true,
+                                     .between = t->overlap ? between : NULL,
+                                     .between_ctx = t}};
+    t->team = team_new(&t->job->facts.model, &o);
     for (int i = 0; i <= t->overlap; i++) {
         weights_init(&t->weights[i], &t->job->blocks);
         t->grad[i] = xaligned(P * sizeof(float));
     }
     if (t->push_every > 1) t->one = xaligned(P * sizeof(float));
-    double rows = (double)c->train.window * c->train.streams;
+    double rows = (double)c->train.window * t->num_streams;
     t->scale = c->train.gradient == GRADIENT_MEAN ? 1 / rows : 1;
 }
 
@@ -255,9 +271,11 @@ struct train *train_new(const struct job *j, struct links *l, const volatile sig
     t->links = l;
     t->stop = stop;
     t->together = c->consistency.mode == CONSISTENCY_BSP && c->cluster.workers > 1;
+    t->backup = t->together && c->consistency.backup > 0;
     t->overlap = t->together ? 0 : c->consistency.overlap; /* a step that waits for all hides nothing */
     t->push_every = c->consistency.push_every;
     t->pull_every = c->consistency.pull_every;
+    t->num_streams = c->train.threads * c->train.streams;
     t->landing = -1;
     t->given_seq = UINT64_MAX;
     make_data(t);
@@ -271,7 +289,8 @@ void train_free(struct train **t_in)
     if (!t) return;
     evaluate_free(&t->evaluate);
     weights_fini(&t->eval_weights);
-    net_free(&t->net);
+    team_free(&t->team);
+    pin_free(&t->pin);
     for (int i = 0; i <= t->overlap; i++) {
         weights_fini(&t->weights[i]);
         free(t->grad[i]);
@@ -281,7 +300,7 @@ void train_free(struct train **t_in)
     feed_free(&t->feed);
     streams_free(&t->streams);
     prefetch_free(&t->prefetch);
-    free(t->saved);
+    capsule_fini(&t->saved);
     free(t);
     *t_in = NULL;
 }

@@ -3,9 +3,11 @@
 #ifndef WORKER_TRAIN_STATE_H
 #define WORKER_TRAIN_STATE_H
 
+#include "worker/capsule.h"
 #include "worker/evaluate.h"
 #include "worker/feed.h"
-#include "worker/nnet/net.h"
+#include "worker/pin.h"
+#include "worker/team.h"
 #include "worker/train.h"
 
 #define TRAIN_OVER  1  /* beside 0 and negative codes: the job is done */
@@ -17,16 +19,21 @@ struct train {
     const volatile sig_atomic_t *stop;
     bool waits;    /* together: the coordinator has no more data for us */
     bool together; /* bsp with several workers: every step needs a push of every one */
+    bool backup;   /* together, but the slowest ones are not waited for */
     int overlap, push_every, pull_every;
-    double scale; /* of the summed gradient */
+    int num_streams; /* N*S: of all threads */
+    double scale;    /* of the summed gradient */
 
     struct prefetch *prefetch;
     struct streams *streams;
     struct feed *feed;
     struct minibatch window;
-    struct net *net;
+    struct team *team;
+    struct pin *pin; /* NULL: not bound */
+    uint64_t pumped; /* overlap: when the sockets last had their turn, */
+    int pump_rc;     /* and what came of it */
 
-    /* Weights: the net reads [base]; the last finished pull is in [latest]; the one under way lands in
+    /* Weights: the team reads [base]; the last finished pull is in [latest]; the one under way lands in
      * [landing], -1 = none. overlap 0 uses [0] alone. */
     struct weights weights[2];
     int base, latest, landing;
@@ -46,9 +53,9 @@ struct train {
     struct msg_lease evals[TRAIN_EVALS];
     int num_evals;
 
-    /* The capsule of the last boundary; `together` keeps it for when the others stand still. */
-    void *saved;
-    size_t saved_len;
+    /* The capsule of the last boundary, for when the others stand still; its buffers are used again. No
+     * state: there is none yet. */
+    struct capsule saved;
     uint64_t saved_seq;
     uint32_t given_set;
     uint64_t given_seq; /* UINT64_MAX: none given */
@@ -60,7 +67,7 @@ int train_pump(struct train *t, int timeout_ms);
 int train_idle(struct train *t, int timeout_ms);
 /* Until no exchange is under way. */
 int train_drain(struct train *t);
-/* The newest weights are now those that the net reads; nothing is under way. */
+/* The newest weights are now those that the team reads; nothing is under way. */
 int train_settle(struct train *t);
 /* Reads the live weights anew; nothing is under way. */
 int train_read(struct train *t);
@@ -72,8 +79,8 @@ int train_begin(struct train *t);
 int train_turn(struct train *t);
 /* May the coordinator have another lease for us? */
 bool train_more(const struct train *t);
-/* Bound to wait: a worker that steps together with others and is not rank 0 hands over the capsule of its
- * last boundary if a set asks for it. */
+/* Bound to wait: a worker that others may leave waiting for a step hands over the capsule of its last
+ * boundary if a set asks for it. */
 void train_offer(struct train *t);
 /* TERM: what is finished is reported. */
 int train_farewell(struct train *t);

@@ -2,12 +2,12 @@
 #include "common/err.h"
 #include "common/files.h"
 #include "common/log.h"
-#include "worker/capsule.h"
 #include "worker/train_state.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define TICK_MS      100
 #define AHEAD_S      30             /* seconds of work on hand */
@@ -15,6 +15,7 @@
 #define EVAL_WINDOWS 8              /* between two pumps */
 #define REPORT_NS    (2 * NS_PER_S) /* TERM: for the last reports to be acknowledged */
 #define SPEED_NS     NS_PER_S
+#define MAX_THREADS  256 /* as the option table allows */
 
 /* Exchanges that are over. */
 static uint64_t seq_ended(const struct train *t)
@@ -81,7 +82,7 @@ static double frames_per_utterance(const struct train *t)
 
 static bool wants_lease(const struct train *t)
 {
-    uint64_t waiting = feed_waiting(t->feed), streams = (uint64_t)t->job->config.train.streams;
+    uint64_t waiting = feed_waiting(t->feed), streams = (uint64_t)t->num_streams;
     if (t->job->config.consistency.mode == CONSISTENCY_BSP) return feed_unbegun(t->feed) == 0;
     if (waiting < streams) return true;
     double seconds =
@@ -187,38 +188,62 @@ static int evaluate_leases(struct train *t)
 
 /* --- capsules */
 
-static void save_capsule(struct train *t)
+/* With several workers in step only rank 0 stands still by itself: the others then cannot end the next step,
+ * and hand over what they were before it. So all capsules of a set are of the same step. A step with backup
+ * workers ends without some of them, so there every rank stands still at its own boundary, or hands over its
+ * last one if it is bound to wait; such a set does not promise identical bits. */
+static bool leads(const struct train *t)
 {
-    struct capsule c = {.model_hash = t->job->facts.model_hash,
-                        .windows = t->windows,
-                        .frames = t->frames,
-                        .nonfinite = t->nonfinite,
-                        .state_size = net_state_size(t->net)};
-    c.state = xcalloc((unsigned long)c.state_size, sizeof *c.state);
-    net_get_state(t->net, c.state);
-    feed_save(t->feed, &c.feed);
-    free(t->saved);
-    t->saved = capsule_write(&c, &t->saved_len);
+    return !t->together || t->backup || member_rank(t->links->member) == 0;
+}
+
+static bool follows(const struct train *t)
+{
+    return t->together && (t->backup || member_rank(t->links->member) > 0);
+}
+
+/* At every step of a follower: copies alone, into buffers that stay; bytes are made when they are wanted. */
+static void remember(struct train *t)
+{
+    struct capsule *c = &t->saved;
+    const float *residual = exchange_residual(t->links->exchange);
+    if (!c->state) {
+        c->model_hash = t->job->facts.model_hash;
+        c->threads = (uint32_t)t->job->config.train.threads;
+        c->state_size = team_state_size(t->team);
+        c->state = xcalloc((unsigned long)c->state_size, sizeof *c->state);
+        c->residual_size = residual ? t->job->facts.model.params : 0;
+        if (residual) c->residual = xaligned(c->residual_size * sizeof *residual);
+    }
+    c->windows = t->windows;
+    c->frames = t->frames;
+    c->nonfinite = t->nonfinite;
+    team_get_state(t->team, c->state);
+    if (residual) memcpy(c->residual, residual, c->residual_size * sizeof *residual);
+    feed_image_fini(&c->feed);
+    feed_save(t->feed, &c->feed);
     t->saved_seq = seq_ended(t);
-    capsule_fini(&c);
 }
 
 static void give_saved(struct train *t)
 {
     struct member *m = t->links->member;
     uint32_t set = member_hold(m);
-    if (set == 0 || !t->saved || member_unacknowledged(m) > 0 || member_asking(m)) return;
+    if (set == 0 || !t->saved.state || member_unacknowledged(m) > 0 || member_asking(m)) return;
     if (t->given_set == set && t->given_seq == t->saved_seq) return;
     if (t->saved_seq != seq_ended(t)) return; /* the step is over: the next boundary saves its own */
+    size_t len;
+    void *bytes = capsule_write(&t->saved, &len);
     tell_progress(t);
-    member_give_capsule(m, clock_now_ns(), set, t->saved, t->saved_len);
+    member_give_capsule(m, clock_now_ns(), set, bytes, len);
+    free(bytes);
     t->given_set = set;
     t->given_seq = t->saved_seq;
 }
 
 void train_offer(struct train *t)
 {
-    if (t->together && member_rank(t->links->member) > 0) give_saved(t);
+    if (follows(t)) give_saved(t);
 }
 
 /* An exact set: nothing is under way, all that ended is acknowledged, and nothing moves until the set is
@@ -234,27 +259,24 @@ static int stand_still(struct train *t)
         if (rc < 0) return rc;
         report_used(t);
         if (member_unacknowledged(m) == 0 && !member_asking(m) &&
-            (t->given_set != set || t->given_seq == UINT64_MAX)) {
-            save_capsule(t);
+            (t->given_set != set || t->given_seq != seq_ended(t))) {
+            remember(t);
             give_saved(t);
         }
         rc = train_idle(t, TICK_MS);
     }
     t->given_seq = UINT64_MAX;
-    if (rc == 0 && t->pull_every > 1) rc = train_read(t); /* as a job that resumes from here does */
-    return rc;
+    if (rc != 0 || t->pull_every == 1) return rc;
+    t->pushes = 0; /* as a job that resumes from here does */
+    return train_read(t);
 }
 
 /* --- the turn */
 
-/* With several workers in step only rank 0 stands still by itself: the others then cannot end the next step,
- * and hand over what they were before it. So all capsules of a set are of the same step. */
 static int hold(struct train *t)
 {
-    struct member *m = t->links->member;
-    if (t->together) save_capsule(t);
-    bool leads = !t->together || member_rank(m) == 0;
-    return member_hold(m) && leads ? stand_still(t) : 0;
+    if (follows(t)) remember(t);
+    return member_hold(t->links->member) && leads(t) ? stand_still(t) : 0;
 }
 
 int train_turn(struct train *t)
@@ -311,6 +333,48 @@ static void open_log(struct train *t)
     free(path);
 }
 
+static void log_pinned(const struct train *t, const int *cores, int count)
+{
+    char list[16 * 256] = "";
+    size_t at = 0;
+    for (int k = 0; k < count; k++)
+        at += (size_t)snprintf(list + at, sizeof list - at, "%s%d", k ? "," : "", cores[k]);
+    log_event(pin_cores(t->pin) < count ? LOG_WARN : LOG_INFO, "pinned", "\"cores\":[%s],\"allowed\":%d",
+              list, pin_cores(t->pin));
+}
+
+/* Workers of one host have different ranks: each takes its own run of cores. */
+static int pin(struct train *t)
+{
+    int count = t->job->config.train.threads, cores[MAX_THREADS];
+    uint64_t first = (uint64_t)member_rank(t->links->member) * (uint64_t)count;
+    if (!t->job->config.train.pin) return 0;
+    ASSERT(count <= MAX_THREADS);
+    if (t->job->dev) make_evaluate(t); /* its prefetch thread would inherit our core if it were made later */
+    int rc = pin_threads(team_threads(t->team), count, first, cores, &t->pin);
+    if (rc == 0) log_pinned(t, cores, count);
+    return rc;
+}
+
+/* Its sizes are those of this job? */
+static int check_capsule(const struct train *t, const struct capsule *c)
+{
+    if (c->model_hash != t->job->facts.model_hash || c->state_size != team_state_size(t->team) ||
+        c->threads != (uint32_t)t->job->config.train.threads)
+        return err_set(ERR_MODEL, "the capsule of the checkpoint is of another model, or another number of "
+                                  "threads or streams, than job.yaml says");
+    if (c->residual_size != 0 && c->residual_size != t->job->facts.model.params)
+        return err_set(ERR_MODEL, "the capsule of the checkpoint owes rounding to another model");
+    return 0;
+}
+
+/* A residual of gradients that travel as fp32 now is dropped; one that was not kept starts at zero. */
+static void restore_residual(struct train *t, const struct capsule *c)
+{
+    float *residual = exchange_residual(t->links->exchange);
+    if (residual && c->residual_size) memcpy(residual, c->residual, c->residual_size * sizeof *residual);
+}
+
 static int restore_capsule(struct train *t)
 {
     const struct member *m = t->links->member;
@@ -318,12 +382,11 @@ static int restore_capsule(struct train *t)
     if (member_capsule_bytes(m) == 0) return 0;
     int rc = capsule_read(member_capsule(m), (size_t)member_capsule_bytes(m), &c);
     if (rc < 0) return rc;
-    if (c.model_hash != t->job->facts.model_hash || c.state_size != net_state_size(t->net))
-        rc = err_set(ERR_MODEL, "the capsule of the checkpoint is of another model or number of streams than "
-                                "job.yaml says");
+    rc = check_capsule(t, &c);
     if (rc == 0) rc = feed_restore(t->feed, &c.feed);
     if (rc == 0) {
-        net_set_state(t->net, c.state);
+        team_set_state(t->team, c.state);
+        restore_residual(t, &c);
         t->windows = c.windows;
         t->frames = t->speed_frames = c.frames;
         t->nonfinite = c.nonfinite;
@@ -337,7 +400,8 @@ int train_begin(struct train *t)
     int rc = wait_for_job(t);
     if (rc != 0) return rc;
     open_log(t);
-    rc = restore_capsule(t);
+    rc = pin(t);
+    if (rc == 0) rc = restore_capsule(t);
     t->speed_at = clock_now_ns();
     return rc < 0 ? rc : train_read(t);
 }

@@ -3,6 +3,7 @@
 #include "common/clock.h"
 #include "common/err.h"
 #include "common/log.h"
+#include "server/coordinator/change.h"
 #include "server/coordinator/epochs.h"
 #include "server/coordinator/leases.h"
 #include "server/coordinator/members.h"
@@ -20,11 +21,13 @@
 struct coordinator *coordinate_new(const struct coordinate_options *o, const struct coordinate_io *io)
 {
     ASSERT(o->shards > 0 && o->epochs > 0 && o->workers > 0 && o->train.utterances > 0);
-    ASSERT(o->bsp ? o->streams > 0 : o->chunk_utterances > 0);
+    ASSERT(o->mode == CONSISTENCY_BSP ? o->streams > 0 : o->chunk_utterances > 0);
     ASSERT(o->dev.utterances == 0 || o->eval_utterances > 0);
     struct coordinator *c = xcalloc(1, sizeof *c);
     c->o = *o;
     c->io = *io;
+    c->bsp = o->mode == CONSISTENCY_BSP;
+    c->shape = o->shape;
     c->next_member = c->next_lease = c->next_set = c->next_roster = 1;
     c->limit = o->epochs;
     c->seats = xcalloc(o->shards, sizeof *c->seats);
@@ -45,6 +48,7 @@ void coordinate_free(struct coordinator **pc)
     free(c->sets.capsules);
     free(c->sets.rows);
     free(c->capsules);
+    free(c->working);
     free(c->seats);
     free(c->members);
     free(c->leases);
@@ -60,6 +64,7 @@ static void restore(struct coordinator *c, uint32_t set)
 {
     c->generation++;
     c->roster = 0;
+    c->restore = c->switched = false;
     c->restored_set = c->sets.newest = set;
     c->sets.newest_final = 0;
     if (set >= c->next_set) c->next_set = set + 1;
@@ -87,10 +92,9 @@ static void recover(struct coordinator *c)
         if (!e->evaluated && e->set && !piles_find(c, LEASE_EVAL, e->set)) e->set = 0;
     }
     epochs_reshape(c);
-    if (c->o.bsp && c->roster && (members_workers(c) < c->o.workers || !members_all_seated(c))) {
+    if (c->bsp && c->roster && (members_workers(c) < c->o.workers || !members_all_seated(c)))
         c->restore = true;
-        c->command = COMMAND_INTERRUPT;
-    }
+    if (c->restore) c->command = COMMAND_INTERRUPT;
 }
 
 void coordinate_start(struct coordinator *c, uint64_t now, bool restored, uint32_t set)
@@ -98,6 +102,8 @@ void coordinate_start(struct coordinator *c, uint64_t now, bool restored, uint32
     ASSERT(!c->started);
     c->now = now;
     c->incarnation++;
+    c->foreign = c->shape != c->o.shape;
+    c->shape = c->o.shape;
     if (restored)
         restore(c, set);
     else
@@ -113,7 +119,7 @@ void coordinate_start(struct coordinator *c, uint64_t now, bool restored, uint32
 void coordinate_give_capsule(struct coordinator *c, uint32_t rank, const void *data, size_t len)
 {
     ASSERT(!c->settled);
-    if (rank >= c->o.workers || len == 0) return;
+    if (rank >= c->o.workers || len == 0 || c->foreign) return;
     free(c->capsules[rank].data);
     c->capsules[rank].data = xcalloc(len, 1);
     memcpy(c->capsules[rank].data, data, len);
@@ -145,7 +151,7 @@ void coordinate_command_all(struct coordinator *c, enum msg_command command)
 
 bool coordinate_is_exact(const struct coordinator *c)
 {
-    return c->o.bsp || c->o.workers == 1;
+    return c->bsp || c->o.workers == 1;
 }
 
 static uint64_t sender_of(const struct msg *m)
@@ -257,13 +263,15 @@ static uint64_t house_interval(const struct coordinator *c)
 static void advance(struct coordinator *c)
 {
     if (c->superseded) return;
-    orders_issue_roster(c);
     epochs_check(c);
+    leases_check_warm(c);
+    orders_issue_roster(c);
     sets_advance(c);
+    change_check(c);
     if (c->command == COMMAND_RUN && c->interrupt_at && c->now >= c->interrupt_at)
         coordinate_command_all(c, COMMAND_INTERRUPT);
     if (c->command == COMMAND_RUN && epochs_all_turned(c) && epochs_all_evaluated(c) &&
-        c->sets.newest_final && c->sets.phase == SET_NONE)
+        c->sets.newest_final && c->sets.phase == SET_NONE && !change_is_settled(c))
         coordinate_command_all(c, COMMAND_FINISH);
     orders_send_changed(c);
 }
@@ -332,7 +340,7 @@ bool coordinate_needs_restore(const struct coordinator *c)
 
 uint32_t coordinate_capsules_of(const struct coordinator *c)
 {
-    return c->o.bsp ? c->restored_set : 0;
+    return c->bsp ? c->restored_set : 0;
 }
 
 uint64_t coordinate_generation(const struct coordinator *c)

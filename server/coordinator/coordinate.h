@@ -18,9 +18,13 @@ struct coordinate_options {
     uint32_t shards;
     struct blocks blocks; /* for the ranges in manifests; zeroed: they stay 0 */
     uint32_t epochs;
-    bool bsp;
+    enum consistency_mode mode;
+    uint32_t bound;   /* ssp: told in the status, the servers see to it */
+    uint32_t backup;  /* bsp: a step goes without so many workers, a set without so many that are silent */
     uint32_t workers; /* bsp: the roster is complete with so many; also the number of ranks with capsules */
-    uint32_t streams; /* S of one worker */
+    uint32_t streams; /* S of one worker, of all its threads */
+    uint64_t shape;   /* what a capsule depends on, as a number below 2^62: none of another is handed out */
+    uint64_t warm_start_frames; /* that the worker of the lowest rank trains alone */
     struct data_facts train, dev;
     uint32_t chunk_utterances;
     uint64_t lease_ns;        /* a lease not used in this time goes to another */
@@ -38,6 +42,12 @@ struct coordinate_epoch {
     double train_loss, train_accuracy; /* per frame, fraction; NAN: nothing was reported */
     bool evaluated;
     double dev_loss, dev_accuracy, dev_accuracy_speech; /* NAN: unknown */
+};
+
+/* The job from the next epoch on. */
+struct coordinate_next {
+    enum consistency_mode mode;
+    uint32_t bound, backup, epochs;
 };
 
 struct coordinate_capsule {
@@ -61,6 +71,8 @@ struct coordinate_io {
     void (*epoch_done)(void *ctx, const struct coordinate_epoch *e);
     /* May be NULL: the learning rate at the end of an epoch (from 1), for the status. */
     double (*rate)(void *ctx, uint32_t epoch, uint32_t halve_from);
+    /* May be NULL: what the number of workers does to the rate, for the status. */
+    double (*rate_factor)(void *ctx, uint32_t workers);
 };
 
 struct coordinator;
@@ -80,7 +92,7 @@ int coordinate_apply_counters(struct coordinator *c, const char *row);
  * + 1; leases of members that are gone are open again, or wait with their capsule for the rank they belong
  * to). Otherwise only the coordinator was away. */
 void coordinate_start(struct coordinator *c, uint64_t now, bool restored, uint32_t set);
-/* A capsule of the restored set, for its rank (copied). */
+/* A capsule of the restored set, for its rank (copied); ignored if it is of another shape. */
 void coordinate_give_capsule(struct coordinator *c, uint32_t rank, const void *data, size_t len);
 /* All rows, one JSON object per line, owned by the caller. */
 char *coordinate_rows(const struct coordinator *c);
@@ -94,10 +106,17 @@ void coordinate_set_done(struct coordinator *c, uint64_t now, uint32_t set, int 
 /* TERM: name a last set, then tell everyone to leave with COMMAND_INTERRUPT. */
 void coordinate_interrupt(struct coordinator *c, uint64_t now);
 
+/* A changed job waits: epochs of which nothing is leased are held back, and once those before them have
+ * turned and are evaluated, and a set holds all that, everyone is told to leave (coordinate_switched).
+ * Without another epoch to come the job ends as it is. NULL: no change waits any more. */
+void coordinate_change(struct coordinator *c, uint64_t now, const struct coordinate_next *next);
+/* needs_restore, so that the job goes on as changed; also of a coordinator that was away since it said so. */
+bool coordinate_switched(const struct coordinator *c);
+
 /* COMMAND_RUN while it runs. Otherwise everyone was told; leave once coordinate_is_empty or after a while. */
 enum msg_command coordinate_command(const struct coordinator *c);
 bool coordinate_is_empty(const struct coordinator *c); /* no member and no server is left */
-/* bsp or exact: a process fell and only a restore of the last set helps. */
+/* Everything must start again from the last set: bsp, a process fell; or the job is switched. */
 bool coordinate_needs_restore(const struct coordinator *c);
 /* Progress for RUN/status.json (see deploy/status.c), owned by the caller. */
 char *coordinate_status(const struct coordinator *c, uint64_t now, const char *run);

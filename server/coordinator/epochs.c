@@ -2,6 +2,7 @@
 
 #include "common/err.h"
 #include "common/log.h"
+#include "server/coordinator/change.h"
 #include "server/coordinator/piles.h"
 
 #include <math.h>
@@ -34,17 +35,22 @@ static struct epoch *add(struct coordinator *c)
     return e;
 }
 
+static void lay_out(const struct coordinator *c, struct epoch *e, uint32_t number)
+{
+    e->span = c->bsp ? 0 : c->o.chunk_utterances;
+    e->modulus = c->bsp ? c->o.workers * c->o.streams : 1;
+    fill_epoch(c, e, number);
+}
+
 void epochs_add(struct coordinator *c)
 {
     struct epoch *e = add(c);
-    e->span = c->o.bsp ? 0 : c->o.chunk_utterances;
-    e->modulus = c->o.bsp ? c->o.workers * c->o.streams : 1;
-    fill_epoch(c, e, c->num_epochs - 1);
+    lay_out(c, e, c->num_epochs - 1);
 }
 
 bool epochs_open_next(struct coordinator *c)
 {
-    if (c->num_epochs >= c->limit) return false;
+    if (c->num_epochs >= c->limit || c->num_epochs >= change_from(c)) return false;
     epochs_add(c);
     rows_write(c, epochs_row(c, c->num_epochs - 1));
     return true;
@@ -61,17 +67,20 @@ static void truncate_epochs(struct coordinator *c)
     while (c->num_epochs > c->limit) close_epoch(c, --c->num_epochs);
 }
 
+static bool fits(const struct coordinator *c, const struct epoch *e)
+{
+    if (!c->bsp) return e->span > 0 && e->modulus == 1;
+    return e->span == 0 && e->base == c->o.workers && e->modulus == c->o.workers * c->o.streams;
+}
+
 void epochs_reshape(struct coordinator *c)
 {
-    uint32_t modulus = c->o.bsp ? c->o.workers * c->o.streams : 1;
     for (uint32_t i = 0; i < c->num_epochs; i++) {
         struct epoch *e = &c->epochs[i];
-        if (e->turned || ((e->span == 0) == c->o.bsp && e->modulus == modulus)) continue;
+        if (e->turned || fits(c, e)) continue;
         close_epoch(c, i);
         memset(e, 0, sizeof *e);
-        e->span = c->o.bsp ? 0 : c->o.chunk_utterances;
-        e->modulus = modulus;
-        fill_epoch(c, e, i);
+        lay_out(c, e, i);
         log_event(LOG_WARN, "epoch_restarted", "\"epoch\":%u", i + 1);
     }
     truncate_epochs(c);

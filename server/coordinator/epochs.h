@@ -30,8 +30,10 @@ uint64_t epochs_frames(const struct coordinator *c); /* used */
 void epochs_result(const struct coordinator *c, uint32_t epoch, struct coordinate_epoch *out);
 /* The first epoch, from 0, without any lease. */
 uint32_t epochs_first_unleased(const struct coordinator *c);
-/* After a restore with another shape (mode, workers, streams) epochs under way start over; those beyond the
- * limit go. */
+/* After a start in another layout. async and ssp have the same: nothing is laid out anew. Between those and
+ * bsp, and in bsp with other numbers of workers or streams, an epoch under way starts over, with all of its
+ * utterances: what was used of it is used twice, and counted once. Epochs that have turned stay; those beyond
+ * the limit go. */
 void epochs_reshape(struct coordinator *c);
 
 json_t *epochs_row(const struct coordinator *c, uint32_t epoch);

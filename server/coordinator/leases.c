@@ -2,6 +2,7 @@
 
 #include "common/err.h"
 #include "common/log.h"
+#include "server/coordinator/change.h"
 #include "server/coordinator/epochs.h"
 #include "server/coordinator/members.h"
 #include "server/coordinator/piles.h"
@@ -22,13 +23,32 @@ static void open_chunk(struct coordinator *c, const struct place *at)
 static bool find_in_pile(struct coordinator *c, struct pile *p, uint32_t kind, uint32_t rank, uint32_t *out)
 {
     if (!p || p->open == 0) return false;
-    if (c->o.bsp && kind == LEASE_TRAIN) {
+    if (c->bsp && kind == LEASE_TRAIN) {
         *out = rank;
         return rank < p->n && p->chunks[rank].state == CHUNK_OPEN;
     }
     while (p->cursor < p->n && p->chunks[p->cursor].state != CHUNK_OPEN) p->cursor++;
     *out = p->cursor;
     return p->cursor < p->n;
+}
+
+/* While one worker trains alone, that is the live one of the lowest rank. */
+static bool may_train(const struct coordinator *c, const struct member *m)
+{
+    for (uint32_t i = 0; c->warm && i < c->num_members; i++)
+        if (c->members[i]->role == ROLE_WORKER && c->members[i]->rank < m->rank) return false;
+    return true;
+}
+
+void leases_check_warm(struct coordinator *c)
+{
+    uint64_t frames = c->o.warm_start_frames ? epochs_frames(c) : 0;
+    bool warm = frames < c->o.warm_start_frames;
+    if (warm == c->warm) return;
+    c->warm = warm;
+    c->stale_orders = true;
+    log_event(LOG_INFO, warm ? "warm_start" : "warm_start_over", "\"frames\":%" PRIu64 ",\"of\":%" PRIu64,
+              frames, c->o.warm_start_frames);
 }
 
 /* A lease that was not used in time. Ids rise with deadlines, so the first that is not due ends the search.
@@ -38,7 +58,8 @@ static bool find_overdue(struct coordinator *c, const struct member *m, bool own
     for (uint32_t i = 0; i < c->num_leases; i++) {
         const struct lease *l = &c->leases[i];
         if (l->superseded || (l->member == m->number) != own) continue;
-        if (c->o.bsp && l->kind == LEASE_TRAIN) continue; /* those last as long as the epoch does */
+        if (l->kind == LEASE_TRAIN && !may_train(c, m)) continue;
+        if (c->bsp && l->kind == LEASE_TRAIN) continue; /* those last as long as the epoch does */
         if (c->now < l->deadline + (own ? 2 * c->o.lease_ns : 0)) return false;
         *out = (struct place){l->kind, l->where, l->chunk};
         return true;
@@ -61,7 +82,9 @@ static bool find_eval(struct coordinator *c, const struct member *m, struct plac
 static bool find_train(struct coordinator *c, const struct member *m, struct place *out)
 {
     out->kind = LEASE_TRAIN;
+    if (!may_train(c, m)) return false;
     for (out->where = 0; out->where < c->num_epochs || epochs_open_next(c); out->where++) {
+        if (out->where >= change_from(c)) return false;
         if (c->epochs[out->where].turned) continue;
         if (find_in_pile(c, &c->epochs[out->where].pile, LEASE_TRAIN, m->rank, &out->chunk)) return true;
     }
@@ -73,7 +96,7 @@ static bool find_train(struct coordinator *c, const struct member *m, struct pla
  */
 static bool is_held(const struct coordinator *c, const struct member *m)
 {
-    bool stands = !c->o.bsp || m->rank == 0;
+    bool stands = !c->bsp || m->rank == 0;
     return c->sets.exact && (c->sets.phase == SET_COPY || (c->sets.phase == SET_HOLD && stands));
 }
 
@@ -157,7 +180,7 @@ void leases_receive_ask(struct coordinator *c, struct member *m, const struct ms
         return;
     }
     m->request = a->request;
-    m->deferred = c->o.bsp && c->roster == 0;
+    m->deferred = c->bsp && c->roster == 0;
     if (!m->deferred) answer(c, m);
 }
 
@@ -321,12 +344,14 @@ void leases_claim(struct coordinator *c, const struct member *m)
 
 /* ------------------------------------------------------------------ a server fell */
 
-/* The first epoch that has not turned; if all have, the last one takes up work again. */
+/* The first epoch that has not turned; if all that are not held back have, the last one takes up work again.
+ */
 static uint32_t current_epoch(struct coordinator *c)
 {
-    for (uint32_t e = 0; e < c->num_epochs || epochs_open_next(c); e++)
+    uint32_t end = change_from(c), e = 0;
+    for (; e < end && (e < c->num_epochs || epochs_open_next(c)); e++)
         if (!c->epochs[e].turned) return e;
-    uint32_t last = c->num_epochs - 1;
+    uint32_t last = e - 1;
     c->epochs[last].turned = false;
     c->epochs[last].set = 0;
     c->sets.newest_final = 0;
@@ -356,6 +381,7 @@ void leases_reopen_after(struct coordinator *c, uint32_t set)
 {
     bool any = false;
     c->believed_from = c->next_lease;
+    c->sets.has_settled = false;
     rows_job(c);
     for (uint32_t e = 0; e < c->num_epochs && !any; e++)
         for (uint32_t i = 0; c->epochs[e].pile.chunks && i < c->epochs[e].pile.n && !any; i++)

@@ -16,6 +16,8 @@ void leases_start(struct coordinator *c, bool restored);
 void leases_settle(struct coordinator *c);
 /* Leases that waited become those of the worker that got the rank. */
 void leases_claim(struct coordinator *c, const struct member *m);
+/* Does one worker train alone still? Told in the log when it begins and ends. */
+void leases_check_warm(struct coordinator *c);
 /* bsp: the asks that waited for the roster. */
 void leases_answer_deferred(struct coordinator *c);
 /* Used chunks that a server restored from `set` may have lost are open again. */

@@ -10,8 +10,10 @@
 #include "common/wire.h"
 #include "server/coordinator/coordinate.h"
 #include "server/coordinator/journal.h"
+#include "server/coordinator/next.h"
 #include "server/coordinator/publish.h"
-#include "server/update.h"
+#include "server/outbox.h"
+#include "server/pace.h"
 
 #include <dirent.h>
 #include <getopt.h>
@@ -25,11 +27,14 @@
 #include <unistd.h>
 
 #define EXIT_RESTORE    76 /* only a restore of the last set helps; the launcher starts everything again */
+#define EXIT_SWITCH     77 /* so it is, for the job file has changed */
 #define STATUS_NS       (NS_PER_S / 2)
 #define LEAVE_NS        (10 * NS_PER_S)
 #define RESTORE_NS      (3 * NS_PER_S)
 #define LIMIT_NS        (30 * NS_PER_S)
+#define FULL_MS         1 /* while answers wait for room in a queue */
 #define EVAL_UTTERANCES 16
+#define LETTERS         16  /* for one peer that wait for room in its queue */
 #define BATCH           256 /* messages between two looks at the clock's other work */
 
 struct lead {
@@ -37,13 +42,16 @@ struct lead {
     bool recover;
     struct config config;
     struct facts facts;
-    struct update_rule rule;
+    struct pace_rule rule;
     struct wire *wire;
+    struct outbox *outbox;
     struct coordinator *core;
     struct journal *journal; /* NULL while the state is taken up: it is written as a whole then */
     char *journal_path;
     char endpoint[MSG_MAX_ENDPOINT];
     struct publisher *publisher;
+    struct next next;
+    bool is_full;                 /* the outbox has letters that wait */
     uint64_t status_at, leave_at; /* ns; leave_at 0: nobody was told to leave */
 };
 
@@ -109,7 +117,7 @@ static int load_job(struct lead *l)
                        "cluster.workers must be a number of workers here; `chorale train` writes it");
     if (l->facts.train.utterances == 0 || l->facts.train.frames == 0)
         return err_set(ERR_DATA, "%s has no training data; run chorale-prepare", l->run);
-    update_rule_from(&l->config, l->facts.train.frames, &l->rule);
+    pace_rule_from(&l->config, l->facts.train.frames, &l->rule);
     return 0;
 }
 
@@ -128,7 +136,7 @@ static void open_log(const struct lead *l)
 static void send_message(void *ctx, uint64_t peer, const struct msg *m, struct frame **payload)
 {
     struct lead *l = ctx;
-    wire_send(l->wire, WIRE_ROUTER, peer, m, payload); /* what is lost is asked for again */
+    outbox_send(l->outbox, peer, m, payload);
 }
 
 static void write_row(void *ctx, const char *row)
@@ -174,9 +182,15 @@ static void complete_set(void *ctx, struct manifest *m, const struct coordinate_
 static double rate_of(void *ctx, uint32_t epoch, uint32_t halve_from)
 {
     const struct lead *l = ctx;
-    struct update_rule rule = l->rule;
+    struct pace_rule rule = l->rule;
     if (rule.schedule == SCHEDULE_NEWBOB) rule.from_epoch = halve_from;
-    return update_rate(&rule, (uint64_t)epoch * l->facts.train.frames - 1);
+    return pace_rate(&rule, (uint64_t)epoch * l->facts.train.frames - 1);
+}
+
+static double rate_factor_of(void *ctx, uint32_t workers)
+{
+    const struct lead *l = ctx;
+    return pace_follow(&l->rule, workers).rate_factor;
 }
 
 /* The lines that users of Kaldi's nnet1 grep for. */
@@ -198,6 +212,15 @@ static void write_epoch(void *ctx, const struct coordinate_epoch *e)
 
 /* ------------------------------------------------------------------ taking up the state */
 
+/* What a capsule is made for: leases of that layout, streams by thread, the rounding that is owed. */
+static uint64_t shape_of(const struct config *c)
+{
+    int ranks = c->consistency.mode == CONSISTENCY_BSP ? c->cluster.workers : 0;
+    const int of[] = {(int)c->consistency.mode, ranks, c->train.streams, c->train.threads,
+                      (int)c->exchange.gradients};
+    return wire_hash(of, sizeof of) >> 2;
+}
+
 static void make_core(struct lead *l)
 {
     const struct config *c = &l->config;
@@ -205,9 +228,13 @@ static void make_core(struct lead *l)
                                    .model_hash = l->facts.model_hash,
                                    .shards = (uint32_t)c->cluster.servers,
                                    .epochs = (uint32_t)c->train.epochs,
-                                   .bsp = c->consistency.mode == CONSISTENCY_BSP,
+                                   .mode = c->consistency.mode,
+                                   .bound = (uint32_t)c->consistency.bound,
+                                   .backup = (uint32_t)c->consistency.backup,
                                    .workers = (uint32_t)c->cluster.workers,
-                                   .streams = (uint32_t)c->train.streams,
+                                   .streams = (uint32_t)(c->train.streams * c->train.threads),
+                                   .shape = shape_of(c),
+                                   .warm_start_frames = (uint64_t)c->train.warm_start_frames,
                                    .train = l->facts.train,
                                    .dev = l->facts.dev,
                                    .chunk_utterances = (uint32_t)c->train.chunk_utterances,
@@ -223,7 +250,8 @@ static void make_core(struct lead *l)
                                      .journal = write_row,
                                      .complete = complete_set,
                                      .epoch_done = write_epoch,
-                                     .rate = rate_of};
+                                     .rate = rate_of,
+                                     .rate_factor = rate_factor_of};
     blocks_cut(l->facts.model.params, &o.blocks);
     l->core = coordinate_new(&o, &io);
 }
@@ -336,6 +364,7 @@ static void receive_some(struct lead *l, int timeout_ms)
 
 static int wait_ms(const struct lead *l, uint64_t now)
 {
+    if (l->is_full) return FULL_MS;
     uint64_t next = coordinate_next(l->core);
     if (l->status_at < next) next = l->status_at;
     if (next <= now) return 0;
@@ -366,7 +395,9 @@ static void lead(struct lead *l)
             wire_watch(l->wire, -1); /* further signals change nothing */
             coordinate_interrupt(l->core, now);
         }
+        next_look(&l->next, l->run, now, l->core);
         coordinate_tick(l->core, now);
+        l->is_full = outbox_flush(l->outbox);
         begin_to_leave(l, now);
         if (now >= l->status_at) {
             l->status_at = now + STATUS_NS;
@@ -395,6 +426,7 @@ static int begin(struct lead *l)
     if ((rc = take_up(l)) < 0) return rc;
     l->wire = wire_new();
     if ((rc = wire_bind(l->wire, "127.0.0.1", l->endpoint)) < 0) return rc;
+    l->outbox = outbox_new(l->wire, LETTERS);
     watch_signals(l->wire);
     rc = rendezvous_publish(l->run, l->endpoint, l->facts.job, coordinate_incarnation(l->core));
     if (rc < 0) return rc;
@@ -403,15 +435,16 @@ static int begin(struct lead *l)
     return 0;
 }
 
-/* The exit status: 0, 75, 76 or that of an error. */
+/* The exit status: 0, 75, 76, 77 or that of an error. */
 static int end(struct lead *l)
 {
     int rc = 0;
     if (coordinate_command(l->core) == COMMAND_FINISH) rc = export_final(l);
+    if (coordinate_switched(l->core)) rc = config_take_next(l->run);
     write_status(l);
     rendezvous_withdraw(l->run);
     if (rc < 0) return err_report("chorale-coordinator", rc);
-    if (coordinate_needs_restore(l->core)) return EXIT_RESTORE;
+    if (coordinate_needs_restore(l->core)) return coordinate_switched(l->core) ? EXIT_SWITCH : EXIT_RESTORE;
     return coordinate_command(l->core) == COMMAND_FINISH ? 0 : err_exit_code(ERR_INTERRUPTED);
 }
 
@@ -430,6 +463,7 @@ int main(int argc, char **argv)
         status = err_report("chorale-coordinator", rc);
     }
     log_event(LOG_INFO, "ended", "\"exit\":%d", status);
+    outbox_free(&l.outbox);
     wire_free(&l.wire);
     journal_close(&l.journal);
     publish_free(&l.publisher);

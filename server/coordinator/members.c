@@ -47,6 +47,12 @@ uint32_t members_workers(const struct coordinator *c)
     return n;
 }
 
+uint32_t members_training(const struct coordinator *c)
+{
+    uint32_t n = c->bsp ? 0 : members_workers(c);
+    return n && c->warm ? 1 : n;
+}
+
 static uint64_t frames_of(const struct member *m)
 {
     bool counts = m->role == ROLE_WORKER && m->beat.frames > m->frames_before;
@@ -166,7 +172,7 @@ static void seat_server(struct coordinator *c, uint64_t peer, const struct msg_j
     struct seat *s = &c->seats[j->shard];
     /* A server that was only cut off still has its weights; every other one has lost some. */
     bool same = j->member && j->generation && j->generation == s->generation;
-    bool fell = s->served && !same && (!c->o.bsp || c->roster);
+    bool fell = s->served && !same && (!c->bsp || c->roster);
     uint32_t set = fell ? set_of_fallen(c, j) : c->restored_set;
     if (fell) { /* before the rows by which a repeated JOIN is known */
         leases_reopen_after(c, set);
@@ -209,7 +215,7 @@ static void join_worker(struct coordinator *c, uint64_t peer, const struct msg_j
     uint32_t rank = lowest_free_rank(c);
     if (j->member) {
         coordinate_refuse(c, peer, REFUSAL_RETIRED, "this member was retired; join anew");
-    } else if (c->o.bsp && rank >= c->o.workers) {
+    } else if (c->bsp && rank >= c->o.workers) {
         coordinate_refuse(c, peer, REFUSAL_FULL,
                           "in bsp the number of workers is fixed; see cluster.workers");
     } else {
@@ -267,7 +273,7 @@ static void fall_of_server(struct coordinator *c, uint32_t shard)
     rows_write(c, members_seat_row(c, shard));
     if (c->command != COMMAND_RUN) return;
     if (c->sets.phase != SET_NONE) sets_fail(c, "a server fell");
-    if (!c->o.bsp) epochs_void(c, 0);
+    if (!c->bsp) epochs_void(c, 0);
 }
 
 void members_retire(struct coordinator *c, struct member *m, const char *why)
@@ -294,7 +300,7 @@ void members_retire(struct coordinator *c, struct member *m, const char *why)
     }
     /* Before the roster, too, if a server falls (workers may have read weights of that life of it) or a
      * worker with a capsule. */
-    if (c->o.bsp && (c->roster || role == ROLE_SERVER || had_capsule) && c->command == COMMAND_RUN) {
+    if (c->bsp && (c->roster || role == ROLE_SERVER || had_capsule) && c->command == COMMAND_RUN) {
         c->restore = true;
         coordinate_command_all(c, COMMAND_INTERRUPT);
     }
@@ -374,10 +380,10 @@ int members_apply(struct coordinator *c, const json_t *row)
     if (rc == 0) rc = rows_number(row, "pid", MAX_NUMBER, 0, &pid);
     if (rc == 0) rc = rows_u32(row, "role", ROLE_SERVER, ROLE_WORKER, &role);
     if (rc == 0) rc = rows_u32(row, "rank", UINT32_MAX - 1, 0, &rank);
-    if (rc == 0 && (number == 0 || role == 0 || (role == ROLE_SERVER && rank >= c->o.shards)))
-        rc = err_set(ERR_DATA, "a member that cannot be");
+    if (rc == 0 && (number == 0 || role == 0)) rc = err_set(ERR_DATA, "a member that cannot be");
     if (rc < 0) return rc;
     if (number >= c->next_member) c->next_member = number + 1;
+    if (role == ROLE_SERVER && rank >= c->o.shards) return 0; /* of a job with more servers */
     struct member *m = members_find(c, number);
     if (json_is_true(json_object_get(row, "gone"))) {
         if (m) drop(c, m);

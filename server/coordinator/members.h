@@ -11,6 +11,8 @@ struct member *members_of_rank(const struct coordinator *c, uint32_t rank);
 /* Frames that the workers of this life computed, as their beats tell them; of those that left, too. */
 uint64_t members_frames(const struct coordinator *c);
 uint32_t members_workers(const struct coordinator *c);
+/* Workers whose gradients come without waiting for each other; in bsp 0. */
+uint32_t members_training(const struct coordinator *c);
 /* All shards have had a server in this life (the map is complete); and have one now. */
 bool members_map_complete(const struct coordinator *c);
 bool members_all_seated(const struct coordinator *c);

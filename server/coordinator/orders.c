@@ -1,21 +1,65 @@
 #include "server/coordinator/orders.h"
 
+#include "common/err.h"
 #include "common/log.h"
 #include "server/coordinator/epochs.h"
 #include "server/coordinator/leases.h"
 #include "server/coordinator/members.h"
 
+#include <stdlib.h>
 #include <string.h>
 
-void orders_issue_roster(struct coordinator *c)
+static void issue(struct coordinator *c, uint32_t workers)
 {
-    if (!c->o.bsp || c->roster || c->command != COMMAND_RUN) return;
-    if (!members_all_seated(c) || members_workers(c) < c->o.workers) return;
     c->roster = c->next_roster++;
     rows_job(c);
     c->stale_orders = true;
-    log_event(LOG_INFO, "roster", "\"id\":%u,\"workers\":%u", c->roster, c->o.workers);
+    log_event(c->bsp ? LOG_INFO : LOG_DEBUG, "roster", "\"id\":%u,\"workers\":%u", c->roster, workers);
+}
+
+static void issue_whole(struct coordinator *c)
+{
+    if (c->roster || !members_all_seated(c) || members_workers(c) < c->o.workers) return;
+    issue(c, c->o.workers);
     leases_answer_deferred(c);
+}
+
+/* Members with a lease to train on that is still theirs; a new array, *n of them. */
+static uint64_t *find_working(const struct coordinator *c, uint32_t *n)
+{
+    uint64_t *numbers = xcalloc(c->num_members + 1ul, sizeof *numbers);
+    for (uint32_t i = 0; i < c->num_members; i++) c->members[i]->works = false;
+    for (uint32_t i = 0; i < c->num_leases; i++) {
+        const struct lease *l = &c->leases[i];
+        struct member *m = l->kind == LEASE_TRAIN && !l->superseded ? members_find(c, l->member) : NULL;
+        if (m) m->works = true;
+    }
+    *n = 0;
+    for (uint32_t i = 0; i < c->num_members; i++)
+        if (c->members[i]->works) numbers[(*n)++] = c->members[i]->number;
+    return numbers;
+}
+
+/* A worker without data must hold up nobody: it may have none for long. */
+static void issue_working(struct coordinator *c)
+{
+    uint32_t n;
+    uint64_t *now = find_working(c, &n);
+    if (c->working && n == c->num_working && memcmp(now, c->working, n * sizeof *now) == 0) {
+        free(now);
+        return;
+    }
+    free(c->working);
+    c->working = now;
+    c->num_working = n;
+    issue(c, n);
+}
+
+void orders_issue_roster(struct coordinator *c)
+{
+    if (c->command != COMMAND_RUN) return;
+    if (c->bsp) issue_whole(c);
+    if (c->o.mode == CONSISTENCY_SSP) issue_working(c);
 }
 
 static uint64_t oldest_worker(const struct coordinator *c)
@@ -45,11 +89,13 @@ static void fill_order(const struct coordinator *c, const struct member *m, stru
     o->keep_set = epochs_keep_set(c);
     o->roster = c->roster;
     o->halve_from = c->halve_from;
+    o->workers = members_training(c);
     o->oldest_member = oldest_worker(c);
 }
 
 static struct frame *roster_frame(const struct coordinator *c)
 {
+    if (!c->bsp) return frame_copy(c->working, c->num_working * sizeof *c->working);
     struct frame *f = frame_new(c->o.workers * sizeof(uint64_t));
     uint64_t *numbers = frame_data(f);
     for (uint32_t k = 0; k < c->o.workers; k++) {

@@ -5,7 +5,9 @@
 
 #include "server/coordinator/state.h"
 
-/* bsp: once all are there. */
+/* bsp: once all are there. ssp: whenever the workers change that have training data in hand; there may be
+ * none.
+ */
 void orders_issue_roster(struct coordinator *c);
 void orders_send(struct coordinator *c, struct member *m);
 /* To each member whose order changed. */

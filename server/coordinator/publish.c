@@ -49,14 +49,15 @@ static json_int_t whole(const json_t *object, const char *key)
 /* Another number of shards: they are cut differently, and nothing old is true of them. */
 static void keep_shards(json_t *now, const json_t *last)
 {
-    static const char *const keys[] = {"version", "p50", "p95", "max", "applied", "refused"};
+    static const char *const keys[] = {"version", "p50",        "p95",   "max",   "applied",
+                                       "refused", "refused_by", "waits", "wait_s"};
     json_t *shards = json_object_get(now, "shards"), *before = json_object_get(last, "shards");
     if (json_array_size(shards) != json_array_size(before)) return;
     for (size_t i = 0; i < json_array_size(shards); i++) {
         json_t *shard = json_array_get(shards, i);
         for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
             json_t *old = json_object_get(json_array_get(before, i), keys[k]);
-            if (!json_object_get(shard, keys[k]) && json_is_integer(old))
+            if (!json_object_get(shard, keys[k]) && (json_is_number(old) || json_is_object(old)))
                 json_object_set(shard, keys[k], old);
         }
     }

@@ -70,12 +70,14 @@ int rows_read_sums(const json_t *a, struct sums *out)
 
 json_t *rows_of_job(const struct coordinator *c)
 {
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "row", "job", "incarnation",
-                     (json_int_t)c->incarnation, "generation", (json_int_t)c->generation, "next_member",
-                     (json_int_t)c->next_member, "next_lease", (json_int_t)c->next_lease, "next_set",
-                     (json_int_t)c->next_set, "map_version", (json_int_t)c->map_version, "next_roster",
-                     (json_int_t)c->next_roster, "roster", (json_int_t)c->roster, "restored_set",
-                     (json_int_t)c->restored_set, "believed_from", (json_int_t)c->believed_from);
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b}", "row", "job",
+                     "incarnation", (json_int_t)c->incarnation, "generation", (json_int_t)c->generation,
+                     "next_member", (json_int_t)c->next_member, "next_lease", (json_int_t)c->next_lease,
+                     "next_set", (json_int_t)c->next_set, "map_version", (json_int_t)c->map_version,
+                     "next_roster", (json_int_t)c->next_roster, "roster", (json_int_t)c->roster,
+                     "restored_set", (json_int_t)c->restored_set, "believed_from",
+                     (json_int_t)c->believed_from, "shape", (json_int_t)c->shape, "restore", c->restore,
+                     "switched", c->switched);
 }
 
 void rows_job(struct coordinator *c)
@@ -119,6 +121,9 @@ static int apply_job(struct coordinator *c, const json_t *row)
     if (rc == 0) rc = rows_u32(row, "roster", UINT32_MAX - 1, 0, &c->roster);
     if (rc == 0) rc = rows_u32(row, "restored_set", UINT32_MAX - 1, 0, &c->restored_set);
     if (rc == 0) rc = raise_u64(row, "believed_from", &c->believed_from);
+    if (rc == 0) rc = rows_number(row, "shape", MAX_NUMBER, c->o.shape, &c->shape);
+    c->restore = json_is_true(json_object_get(row, "restore"));
+    c->switched = json_is_true(json_object_get(row, "switched"));
     return rc;
 }
 

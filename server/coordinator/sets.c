@@ -1,7 +1,9 @@
 #include "server/coordinator/sets.h"
 
 #include "common/err.h"
+#include "common/clock.h"
 #include "common/log.h"
+#include "server/coordinator/change.h"
 #include "server/coordinator/epochs.h"
 #include "server/coordinator/members.h"
 #include "server/coordinator/orders.h"
@@ -10,13 +12,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define SILENT_NS (2 * NS_PER_S) /* a worker beats once a second */
+
 /* ------------------------------------------------------------------ the end of one */
 
 static void clear(struct coordinator *c)
 {
     struct sets *s = &c->sets;
     s->phase = SET_NONE;
-    s->exact = s->final = false;
+    s->exact = s->final = s->settled = false;
     free(s->rows);
     s->rows = NULL;
     manifest_fini(&s->manifest);
@@ -64,6 +68,7 @@ void sets_done(struct coordinator *c, uint32_t set, int rc)
     s->newest = set;
     s->newest_at = c->now;
     if (s->final && epochs_all_turned(c)) s->newest_final = set;
+    if (s->settled && change_is_settled(c)) s->has_settled = true;
     log_event(LOG_INFO, "set_complete", "\"set\":%u,\"final\":%s", set, s->final ? "true" : "false");
     clear(c);
     rows_write(c, sets_row(c));
@@ -95,7 +100,7 @@ static bool waits_for_worker(const struct coordinator *c)
 /* Otherwise a set could not be had, or would be worse than the one that we came from. */
 static bool can_name(const struct coordinator *c)
 {
-    if (!members_all_seated(c) || (c->o.bsp && !has_begun(c))) return false;
+    if (!members_all_seated(c) || (c->bsp && !has_begun(c))) return false;
     return !coordinate_is_exact(c) || members_workers(c) > 0 || (c->interrupt_at && !waits_for_worker(c));
 }
 
@@ -104,6 +109,7 @@ static bool is_due(const struct coordinator *c)
     const struct sets *s = &c->sets;
     if (c->now < s->retry_at || !can_name(c)) return false;
     if (c->interrupt_at) return !c->last_set_tried;
+    if (change_is_settled(c) && !s->has_settled) return true;
     if (epochs_want_set(c) || (epochs_all_turned(c) && !s->newest_final)) return true;
     if (epochs_all_turned(c)) return false; /* the last one is there: the end must not wait for another */
     return c->o.interval_ns && c->now - s->last_named >= c->o.interval_ns && members_workers(c) > 0;
@@ -123,6 +129,7 @@ static void name(struct coordinator *c)
     s->set = c->next_set++;
     s->last_named = c->now;
     s->final = epochs_all_turned(c);
+    s->settled = change_is_settled(c);
     s->exact = coordinate_is_exact(c) && members_workers(c) > 0;
     s->phase = SET_HOLD;
     if (c->interrupt_at) c->last_set_tried = true;
@@ -167,19 +174,34 @@ void sets_receive_capsule(struct coordinator *c, struct member *m, const struct 
     orders_send(c, m);
 }
 
-/* All stand at one step: every live worker holds, its capsule is here, and in bsp all have ended the same
- * exchange. */
+static bool holds(const struct coordinator *c, const struct member *m)
+{
+    return m->capsule_set == c->sets.set && m->capsule_len == m->capsule_total && m->has_beat &&
+           m->beat.holding == c->sets.set;
+}
+
+/* Backup workers: where a step goes without a rank, a set goes without it, too, if it is silent; its leases
+ * are open after a restore. */
+static bool may_be_left_out(const struct coordinator *c, const struct member *m, uint32_t left_out)
+{
+    return left_out < c->o.backup && c->now >= m->seen + SILENT_NS;
+}
+
+/* All stand still: every live worker holds and its capsule is here. In bsp all have ended the same exchange,
+ * but with backup workers: who was left out of a step has fewer. */
 static bool all_hold(const struct coordinator *c)
 {
     uint64_t seq = 0;
+    uint32_t left_out = 0;
     bool first = true;
     for (uint32_t i = 0; i < c->num_members; i++) {
         const struct member *m = c->members[i];
         if (m->role != ROLE_WORKER) continue;
-        if (m->capsule_set != c->sets.set || m->capsule_len < m->capsule_total || !m->has_beat ||
-            m->beat.holding != c->sets.set)
-            return false;
-        if (c->o.bsp && !first && m->beat.seq != seq) return false;
+        if (!holds(c, m)) {
+            if (!may_be_left_out(c, m, left_out++)) return false;
+            continue;
+        }
+        if (c->bsp && c->o.backup == 0 && !first && m->beat.seq != seq) return false;
         seq = m->beat.seq;
         first = false;
     }
@@ -198,7 +220,7 @@ static void take_capsules(struct coordinator *c)
     s->capsules = xcalloc(c->num_members + 1, sizeof *s->capsules);
     for (uint32_t i = 0; i < c->num_members; i++) {
         struct member *m = c->members[i];
-        if (m->role != ROLE_WORKER) continue;
+        if (m->role != ROLE_WORKER || !holds(c, m)) continue;
         s->capsules[s->num_capsules++] =
             (struct coordinate_capsule){.rank = m->rank, .data = m->capsule, .len = m->capsule_len};
         m->capsule = NULL;
@@ -261,7 +283,8 @@ static void fill_manifest(struct coordinator *c)
     struct manifest *m = &s->manifest;
     uint64_t total = (uint64_t)c->limit * c->o.train.frames;
     double done = total ? (double)epochs_frames(c) / (double)total : 0;
-    *m = (struct manifest){.set = s->set, .epoch = epochs_turned(c), .exact = s->exact, .final = s->final};
+    *m = (struct manifest){
+        .set = s->set, .epoch = epochs_turned(c), .exact = s->exact && c->o.backup == 0, .final = s->final};
     m->done = s->final || done > 1 ? 1 : done;
     m->job = c->o.job;
     m->model_hash = c->o.model_hash;

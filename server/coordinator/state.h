@@ -1,6 +1,6 @@
 /* The coordinator's state, open to the files of this folder alone: seats and members (members.c), piles of
- * chunks and their leases (leases.c), epochs and evaluations (epochs.c), checkpoint sets (sets.c), all of it
- * as rows (rows.c). One thread. */
+ * chunks and their leases (leases.c), epochs and evaluations (epochs.c), checkpoint sets (sets.c), a change
+ * of the job between two epochs (change.c), all of it as rows (rows.c). One thread. */
 #ifndef SERVER_COORDINATOR_STATE_H
 #define SERVER_COORDINATOR_STATE_H
 
@@ -74,6 +74,7 @@ struct member {
     uint64_t request, answer; /* the last LEASE_ASK, and the lease it got (0: WAIT) */
     bool held;                /* the answer was HELD, not WAIT */
     bool deferred;            /* bsp: asked before there was a roster */
+    bool works;               /* ssp: has a lease to train on */
     struct msg_beat beat;
     bool has_beat;
     uint64_t frames_before; /* in beat.frames, but computed before it joined (a capsule has them) */
@@ -99,14 +100,15 @@ enum set_phase { SET_NONE, SET_HOLD, SET_COPY, SET_WRITE, SET_FILES };
 
 struct sets {
     enum set_phase phase;
-    uint32_t set; /* in progress */
-    bool exact, final;
-    char *rows; /* at its moment; owned */
+    uint32_t set;               /* in progress */
+    bool exact, final, settled; /* settled: holds all that a change of the job waits for */
+    char *rows;                 /* at its moment; owned */
     struct manifest manifest;
     struct coordinate_capsule *capsules; /* owned, data is the members' */
     uint32_t num_capsules;
     uint32_t newest;       /* complete */
     uint32_t newest_final; /* complete, holds the whole job; 0: none */
+    bool has_settled;      /* complete since the change was asked for */
     uint64_t newest_at;    /* ns */
     uint64_t last_named;   /* ns */
     uint64_t retry_at;     /* ns */
@@ -126,7 +128,8 @@ struct coordinator {
     uint64_t believed_from; /* leases below were granted before a server fell: their pushes may be lost */
     uint32_t next_set, map_version, next_roster, roster;
     enum msg_command command;
-    bool restore, superseded;
+    bool bsp; /* o.mode */
+    bool restore, switched, superseded;
     uint64_t interrupt_at; /* deadline of the last set; 0: no interrupt */
     bool last_set_tried;   /* after the interrupt */
     uint32_t restored_set;
@@ -143,6 +146,17 @@ struct coordinator {
     uint32_t num_evals;
     struct sets sets;
     struct capsule *capsules; /* (o.workers), of the restored set */
+    uint64_t shape;           /* that the rows tell */
+    bool foreign;             /* the restored set was taken in another shape */
+
+    uint64_t *working; /* ssp: members of the roster in force, rising; owned */
+    uint32_t num_working;
+    bool warm; /* one worker trains alone */
+    struct {
+        bool wanted;
+        struct coordinate_next to;
+        uint32_t from; /* first epoch (from 0) that is held back */
+    } change;
 
     uint32_t halve_from; /* newbob, from 1 */
     double dev_before;   /* loss of the last evaluated epoch; 0: none */

@@ -1,6 +1,7 @@
 /* Where the job stands, for RUN/status.json. The keys are those that deploy/status.c shows. */
 #include "common/clock.h"
 #include "common/err.h"
+#include "server/coordinator/change.h"
 #include "server/coordinator/epochs.h"
 #include "server/coordinator/members.h"
 
@@ -45,17 +46,33 @@ static double job_rate(const struct coordinator *c)
 static double frames_done(const struct coordinator *c)
 {
     uint64_t used = epochs_frames(c), seen = c->frames_start + members_frames(c);
-    return (double)(c->o.bsp && seen > used ? seen : used);
+    return (double)(c->bsp && seen > used ? seen : used);
 }
 
 static const char *state_name(const struct coordinator *c)
 {
     if (c->command == COMMAND_FINISH) return "finished";
-    if (c->restore) return "restoring";
+    if (c->restore) return c->switched ? "switching" : "restoring";
     if (c->command == COMMAND_INTERRUPT) return "interrupted";
     if (c->interrupt_at) return "stopping";
     if (!members_map_complete(c) || members_workers(c) == 0) return "starting";
     return epochs_all_turned(c) ? "ending" : "running";
+}
+
+/* Those that occurred. */
+static json_t *reasons(const struct msg_beat *b)
+{
+    const struct {
+        const char *name;
+        uint64_t count;
+    } of[] = {{"nonfinite", b->nonfinite}, {"norm", b->norm},
+              {"stale", b->stale},         {"generation", b->other_generation},
+              {"corrupt", b->corrupt},     {"malformed", b->malformed},
+              {"overrun", b->overrun},     {"stranger", b->stranger}};
+    json_t *object = json_object();
+    for (size_t i = 0; i < sizeof of / sizeof of[0]; i++)
+        if (of[i].count) json_object_set_new(object, of[i].name, whole(of[i].count));
+    return object;
 }
 
 static json_t *shard_rows(const struct coordinator *c, uint64_t now)
@@ -78,6 +95,9 @@ static json_t *shard_rows(const struct coordinator *c, uint64_t now)
             json_object_set_new(row, "max", whole(s->beat.max));
             json_object_set_new(row, "applied", whole(s->beat.applied));
             json_object_set_new(row, "refused", whole(s->beat.refused));
+            json_object_set_new(row, "refused_by", reasons(&s->beat));
+            json_object_set_new(row, "waits", whole(s->beat.waits));
+            json_object_set_new(row, "wait_s", real((double)s->beat.wait_us / 1e6));
         }
         json_object_set_new(row, "age_s", real(seconds(c->sets.newest_at, now)));
         json_array_append_new(rows, row);
@@ -147,19 +167,42 @@ static void add_progress(const struct coordinator *c, json_t *s)
     json_object_set_new(s, "eta_s", real(over ? 0 : rate > 0 ? (1 - done) * total / rate : (double)NAN));
 }
 
+/* "ssp, bound 4" */
+static json_t *mode_text(enum consistency_mode mode, uint32_t bound, uint32_t backup)
+{
+    if (mode == CONSISTENCY_SSP) return json_sprintf("ssp, bound %u", bound);
+    if (mode == CONSISTENCY_ASYNC) return json_string("async");
+    return backup ? json_sprintf("bsp, %u backup", backup) : json_string("bsp");
+}
+
+static void add_mode(const struct coordinator *c, json_t *s)
+{
+    const struct coordinate_next *to = &c->change.to;
+    uint32_t training = members_training(c);
+    json_object_set_new(s, "mode", mode_text(c->o.mode, c->o.bound, c->o.backup));
+    if (training && c->io.rate_factor)
+        json_object_set_new(s, "rate_factor", real(c->io.rate_factor(c->io.ctx, training)));
+    if (c->warm) json_object_set_new(s, "warm_start", json_true());
+    if (!c->change.wanted) return;
+    json_object_set_new(s, "next", mode_text(to->mode, to->bound, to->backup));
+    json_object_set_new(s, "next_after", change_has_epoch(c) ? json_integer(c->change.from) : json_null());
+}
+
 char *coordinate_status(const struct coordinator *c, uint64_t now, const char *run)
 {
     struct coordinate_epoch dev = {.dev_loss = NAN, .dev_accuracy = NAN};
     json_t *s = json_pack("{s:o, s:s}", "run", text(run), "state", state_name(c));
     add_progress(c, s);
+    add_mode(c, s);
     json_t *epochs = epoch_rows(c, &dev);
     json_object_set_new(s, "dev_loss", real(dev.dev_loss));
     json_object_set_new(s, "dev_accuracy", real(dev.dev_accuracy));
     json_object_set_new(s, "incarnation", json_integer(c->incarnation));
     json_object_set_new(s, "generation", json_integer(c->generation));
     json_object_set_new(s, "checkpoint",
-                        json_pack("{s:I, s:o}", "set", (json_int_t)c->sets.newest, "age_s",
-                                  real(seconds(c->sets.newest_at, now))));
+                        json_pack("{s:I, s:o, s:b}", "set", (json_int_t)c->sets.newest, "age_s",
+                                  real(seconds(c->sets.newest_at, now)), "exact",
+                                  coordinate_is_exact(c) && c->o.backup == 0));
     json_object_set_new(s, "shards", shard_rows(c, now));
     json_object_set_new(s, "workers", worker_rows(c, now));
     json_object_set_new(s, "epochs_done", epochs);

@@ -49,13 +49,13 @@ make_data() {
         }'
 }
 
-# RUN [key=value ...]: a small job; about 19,000 parameters, so that three servers own blocks.
+# RUN [key=value ...]: a small job; about 37,000 parameters in three blocks, so that three servers own one each.
 make_run() {
     local run=$1 sets=() s
     shift
     for s in "$@"; do sets+=(--set "$s"); done
     "$bin/chorale" init "$run" --data "$work/train" --dev "$work/dev" --set data.targets=ali.ark \
-        --set 'model.layers=[{cells: 64, projection: 32}]' --set model.init.range=0.1 --set train.streams=4 \
+        --set 'model.layers=[{cells: 96, projection: 64}]' --set model.init.range=0.1 --set train.streams=4 \
         --set train.epochs=3 --set train.chunk_utterances=8 --set optimizer.rate=0.1 --set optimizer.momentum=0.8 \
         --set optimizer.schedule.type=halve --set optimizer.schedule.from_epoch=3 "${sets[@]}" >/dev/null 2>&1
 }

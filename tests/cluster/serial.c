@@ -5,6 +5,7 @@
 #include "common/err.h"
 #include "common/log.h"
 #include "common/snapshot.h"
+#include "server/pace.h"
 #include "server/update.h"
 #include "worker/feed.h"
 #include "worker/job.h"
@@ -18,15 +19,23 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A copy of the servers' weights, and the version of the blocks then. */
+struct pulled {
+    float *weights; /* (P) */
+    uint64_t version;
+};
+
 struct serial {
     struct job job;
     bool bsp;
     int S, overlap, push_every, pull_every;
     double scale;
     struct update_rule rule;
+    struct pace pace;
     struct shard_state *server; /* all blocks */
-    float *seen, *next; /* (P) what the worker computes with; with overlap 1, what it will see a step later */
-    float *grad, *one;  /* (P) */
+    struct pulled seen;         /* what the worker computes with */
+    struct pulled next;         /* overlap 1: what it will see a step later */
+    float *grad, *one;          /* (P) */
     struct net *net;
     struct prefetch *prefetch;
     struct streams *streams;
@@ -84,19 +93,37 @@ static void take_used(struct serial *s)
 
 /* --- one push: what the servers do to each block */
 
+static float *slot_at(const struct shard_state *v, enum shard_slot k, size_t at)
+{
+    return v->slot[k] ? v->slot[k] + at : NULL;
+}
+
 static void apply_block(struct serial *s, uint32_t b, uint64_t frames)
 {
     struct shard_state *v = s->server;
     size_t at = blocks_offset(&v->blocks, b), n = blocks_floats(&v->blocks, b);
-    float rate = (float)update_rate(&s->rule, v->frames[b]);
-    update_apply(&s->rule, rate, s->grad + at, v->weights + at, v->momentum ? v->momentum + at : NULL, n);
+    struct update_step step = {.number = v->version[b] + 1};
+    struct update_block block = {.g = s->grad + at,
+                                 .weights = v->weights + at,
+                                 .momentum = slot_at(v, SLOT_MOMENTUM, at),
+                                 .square = slot_at(v, SLOT_SQUARE, at),
+                                 .backup = s->rule.compensation > 0 ? s->seen.weights + at : NULL,
+                                 .n = n};
+    pace_step(&s->pace, v->frames[b], v->version[b] - s->seen.version, &step.rate, &step.momentum);
+    update_apply(&s->rule, &step, &block);
     v->version[b]++;
     v->frames[b] += frames;
 }
 
+static void pull(const struct serial *s, struct pulled *to)
+{
+    memcpy(to->weights, s->server->weights, s->job.facts.model.params * sizeof(float));
+    to->version = s->server->version[0];
+}
+
 static void push(struct serial *s)
 {
-    size_t P = s->job.facts.model.params, bytes = P * sizeof(float);
+    size_t P = s->job.facts.model.params;
     uint64_t frames = s->pending_frames;
     s->pending = 0;
     s->pending_frames = 0;
@@ -104,15 +131,17 @@ static void push(struct serial *s)
     if (!isfinite(clip_norm(s->grad, P, s->scale, s->job.config.train.norm_clip))) {
         s->nonfinite++;
         net_clear_state(s->net);
-        memcpy(s->seen, s->server->weights, bytes);
-        memcpy(s->next, s->server->weights, bytes);
+        pull(s, &s->seen);
+        pull(s, &s->next);
         return;
     }
     for (uint32_t b = 0; b < s->server->blocks.count; b++) apply_block(s, b, frames);
     s->pushes++;
-    if (s->overlap) memcpy(s->seen, s->next, bytes);
-    if (s->pushes % (uint64_t)s->pull_every == 0)
-        memcpy(s->overlap ? s->next : s->seen, s->server->weights, bytes);
+    if (s->overlap) {
+        memcpy(s->seen.weights, s->next.weights, P * sizeof(float));
+        s->seen.version = s->next.version;
+    }
+    if (s->pushes % (uint64_t)s->pull_every == 0) pull(s, s->overlap ? &s->next : &s->seen);
 }
 
 static void window(struct serial *s)
@@ -121,10 +150,10 @@ static void window(struct serial *s)
     const struct minibatch *w = &s->window;
     struct net_result r;
     feed_cut(s->feed, &s->window);
-    net_forward(s->net, s->seen, w->x, w->reset, w->target, &r);
+    net_forward(s->net, s->seen.weights, w->x, w->reset, w->target, &r);
     if (s->pending == 0) memset(s->grad, 0, P * sizeof(float));
     if (r.frames) {
-        net_backward(s->net, s->seen, w->x, w->reset, s->one);
+        net_backward(s->net, s->seen.weights, w->x, w->reset, s->one);
         if (s->push_every == 1)
             memcpy(s->grad, s->one, P * sizeof(float));
         else
@@ -143,13 +172,17 @@ static void make(struct serial *s, int workers)
 {
     const struct config *c = &s->job.config;
     size_t P = s->job.facts.model.params;
-    s->S = workers * c->train.streams;
+    s->S = workers * c->train.streams * c->train.threads;
     s->bsp = workers > 1 || c->consistency.mode == CONSISTENCY_BSP;
     s->overlap = workers > 1 ? 0 : c->consistency.overlap;
     s->push_every = c->consistency.push_every;
     s->pull_every = c->consistency.pull_every;
     s->scale = c->train.gradient == GRADIENT_MEAN ? 1 / ((double)c->train.window * s->S) : 1;
-    update_rule_from(c, s->job.facts.train.frames, &s->rule);
+    struct pace_rule pace;
+    update_rule_from(c, &s->rule);
+    pace_rule_from(c, s->job.facts.train.frames, &pace);
+    pace_init(&s->pace, &pace);
+    shard_state_set_slots(s->server, update_slots(&s->rule));
     struct net_options o = {.window = c->train.window,
                             .streams = s->S,
                             .gate_delta_clip = (float)c->train.gate_clip,
@@ -164,10 +197,10 @@ static void make(struct serial *s, int workers)
     s->streams = streams_new(c->train.window, s->S, dim);
     s->feed = feed_new(&f, s->prefetch, s->streams);
     minibatch_init(&s->window, c->train.window, s->S, dim);
-    float **vectors[] = {&s->seen, &s->next, &s->grad, &s->one};
+    float **vectors[] = {&s->seen.weights, &s->next.weights, &s->grad, &s->one};
     for (int i = 0; i < 4; i++) *vectors[i] = xaligned(P * sizeof(float));
-    memcpy(s->seen, s->server->weights, P * sizeof(float));
-    memcpy(s->next, s->server->weights, P * sizeof(float));
+    pull(s, &s->seen);
+    pull(s, &s->next);
 }
 
 static void unmake(struct serial *s)
@@ -177,8 +210,8 @@ static void unmake(struct serial *s)
     streams_free(&s->streams);
     prefetch_free(&s->prefetch);
     net_free(&s->net);
-    free(s->seen);
-    free(s->next);
+    free(s->seen.weights);
+    free(s->next.weights);
     free(s->grad);
     free(s->one);
     shard_state_free(&s->server);

@@ -82,7 +82,7 @@ static void options_of(const struct plan *p, struct coordinate_options *o)
                                      .model_hash = SIM_MODEL,
                                      .shards = p->shards,
                                      .epochs = p->epochs,
-                                     .bsp = p->mode == MODE_BSP,
+                                     .mode = p->mode == MODE_BSP ? CONSISTENCY_BSP : CONSISTENCY_ASYNC,
                                      .workers = p->workers,
                                      .streams = 2,
                                      .chunk_utterances = p->chunk,

@@ -66,7 +66,7 @@ static void load(struct sim_server *v, const struct sim_file *f)
     v->set = f->set;
     v->oracle = oracle_copy(f->oracle);
     const struct shard_state *a = f->state;
-    struct shard_state *b = shard_state_new(&a->blocks, a->first, a->count, a->num_members);
+    struct shard_state *b = shard_state_new(&a->blocks, a->first, a->count, a->num_members, 0); /* sgd */
     memcpy(b->weights, a->weights, shard_state_floats(a) * sizeof(float));
     memcpy(b->version, a->version, a->count * sizeof *a->version);
     memcpy(b->frames, a->frames, a->count * sizeof *a->frames);
@@ -98,15 +98,13 @@ static void make_shard(struct sim_server *v, const struct msg_joined *j)
                               .model_hash = SIM_MODEL,
                               .job_generation = j->job_generation,
                               .generation = v->generation,
-                              .bsp = s->plan.mode == MODE_BSP,
-                              .max_members = 64};
-    o.rule = (struct update_rule){.type = OPTIMIZER_SGD,
-                                  .rate = 1.0,
-                                  .factor = 1.0,
-                                  .schedule = SCHEDULE_CONSTANT,
-                                  .epoch_frames = 1000,
-                                  .per_frames = 1e9};
-    struct shard_io io = {v, io_send, io_applied};
+                              .mode = s->plan.mode == MODE_BSP ? CONSISTENCY_BSP : CONSISTENCY_ASYNC,
+                              .max_members = 64,
+                              .credit = s->plan.credit};
+    o.rule = (struct update_rule){.type = OPTIMIZER_SGD};
+    o.pace = (struct pace_rule){
+        .rate = 1.0, .factor = 1.0, .schedule = SCHEDULE_CONSTANT, .epoch_frames = 1000, .per_frames = 1e9};
+    struct shard_io io = {.ctx = v, .send = io_send, .applied = io_applied};
     v->copied = v->written = v->set;
     v->shard = shard_new(&o, &io, &v->loaded);
     check_restored(s, v->p);
@@ -243,11 +241,11 @@ static void obey(struct sim_server *v, const struct msg_order *o, struct frame *
         return;
     }
     if (o->roster > v->roster && payload) {
-        shard_roster(v->shard, o->roster, frame_data(payload), (uint32_t)(frame_len(payload) / 8));
+        shard_roster(v->shard, v->s->now, o->roster, frame_data(payload), (uint32_t)(frame_len(payload) / 8));
         v->roster = o->roster;
         v->next_beat = v->s->now;
     }
-    shard_oldest_member(v->shard, o->oldest_member);
+    shard_oldest_member(v->shard, v->s->now, o->oldest_member);
     if (o->halve_from && o->halve_from != v->halve_from)
         shard_halve_from(v->shard, v->halve_from = o->halve_from);
     if (o->set > v->copied) {

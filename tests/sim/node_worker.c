@@ -152,7 +152,12 @@ static void begin(struct sim_worker *w)
                                  .blocks = s->plan.blocks,
                                  .shards = s->plan.shards,
                                  .credit = s->plan.credit,
-                                 .deadline_ns = 500 * NS_PER_MS};
+                                 .deadline_ns = 500 * NS_PER_MS,
+                                 .consistency =
+                                     s->plan.mode == MODE_BSP ? CONSISTENCY_BSP : CONSISTENCY_ASYNC,
+                                 .optimizer = OPTIMIZER_SGD,
+                                 .gradients = ELEMENT_FP32,
+                                 .weights = ELEMENT_FP32};
     struct exchange_io io = {w, exchange_send};
     w->exchange = exchange_new(&o, &io);
     exchange_set_member(w->exchange, member_number(w->member), member_job_generation(w->member));

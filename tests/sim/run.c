@@ -70,8 +70,8 @@ static void prepare(struct sim *s)
     for (uint32_t k = 0; k < s->plan.shards; k++) {
         uint32_t first, count;
         blocks_of_shard(&s->plan.blocks, s->plan.shards, k, &first, &count);
-        d->files[d->num_files++] = (struct sim_file){0, k, shard_state_new(&s->plan.blocks, first, count, 0),
-                                                     oracle_new(first, count)};
+        d->files[d->num_files++] = (struct sim_file){
+            0, k, shard_state_new(&s->plan.blocks, first, count, 0, 0), oracle_new(first, count)};
     }
     d->sets = xcalloc(1, sizeof *d->sets);
     d->num_sets = 1;

@@ -127,7 +127,11 @@ void lstmp_forward(struct lstmp *l, const real *params, struct const_rows x, con
         memcpy(l->c.data + s * l->c.ld, l->state_c + s * l->cells, l->cells * sizeof(real));
 
     affine_forward(l->w_x, params, n, x, 0, l->z);
-    for (size_t t = 0; t < frames; t++) forward_frame(l, &cell, params, t, reset);
+    window_between(&l->window);
+    for (size_t t = 0; t < frames; t++) {
+        forward_frame(l, &cell, params, t, reset);
+        window_between(&l->window);
+    }
     if (l->w_p)
         affine_forward(l->w_p, params, n, rows_read(l->m), 0,
                        (struct rows){l->y.data + l->recurrent, l->y.ld});
@@ -192,7 +196,9 @@ static void weight_gradients(struct lstmp *l, struct const_rows x, real *grad)
     size_t n = l->window.frames * l->window.streams;
     struct const_rows d_z = rows_read(l->z), d_r = rows_read(l->d_y), m = rows_read(l->m);
     affine_gradient(l->w_x, n, d_z, x, grad);
+    window_between(&l->window);
     affine_gradient(l->w_r, n, d_z, rows_read(l->r_prev), grad);
+    window_between(&l->window);
     if (l->w_m) affine_gradient(l->w_m, n, d_r, m, grad);
     if (l->w_p) affine_gradient(l->w_p, n, (struct const_rows){d_r.data + l->recurrent, d_r.ld}, m, grad);
     memset(grad + l->b->offset, 0, 4 * l->cells * sizeof(real));
@@ -207,7 +213,10 @@ void lstmp_backward(struct lstmp *l, const real *params, struct const_rows x, co
     const struct cell cell = cell_of(l, params);
     memset(l->d_c.data, 0, l->window.streams * l->d_c.ld * sizeof(real));
     memset(l->d_peephole, 0, 3 * l->cells * sizeof(real));
-    for (size_t t = l->window.frames; t-- > 0;) backward_frame(l, &cell, params, t, reset);
+    for (size_t t = l->window.frames; t-- > 0;) {
+        backward_frame(l, &cell, params, t, reset);
+        window_between(&l->window);
+    }
     weight_gradients(l, x, grad);
     if (d_x.data)
         affine_backward(l->w_x, params, l->window.frames * l->window.streams, rows_read(l->z), 0, d_x);

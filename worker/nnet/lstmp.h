@@ -19,7 +19,14 @@ struct window {
     bool trains;                /* false: nothing for a backward pass is kept */
     real cell_clip, delta_clip; /* INFINITY = off */
     const struct gates *gates;
+    void (*between)(void *ctx); /* as net_options has it */
+    void *between_ctx;
 };
+
+static inline void window_between(const struct window *w)
+{
+    if (w->between) w->between(w->between_ctx);
+}
 
 struct lstmp {
     struct window window;

@@ -33,6 +33,8 @@ static struct window window_of(const struct model *m, const struct net_options *
         .cell_clip = clip > 0 ? clip : (real)INFINITY,
         .delta_clip = o->gate_delta_clip > 0 ? (real)o->gate_delta_clip : (real)INFINITY,
         .gates = plan_gates(o->portable),
+        .between = o->between,
+        .between_ctx = o->between_ctx,
     };
 }
 
@@ -77,6 +79,7 @@ void net_forward(struct net *n, const real *params, const real *x, const uint8_t
     for (size_t l = 0; l < n->num_layers; l++) lstmp_forward(&n->layers[l], params, input_of(n, l, x), reset);
     affine_forward(n->output_w, params, n->rows, input_of(n, n->num_layers, x), 0,
                    (struct rows){n->loss.z, n->loss.targets});
+    window_between(&n->window);
     struct loss_sum sum = loss_forward(&n->loss, params + n->output_b->offset, target);
     memcpy(n->target, target, n->rows * sizeof *target);
     n->phase = FORWARD_DONE;
@@ -91,9 +94,11 @@ void net_backward(struct net *n, const real *params, const real *x, const uint8_
     loss_backward(&n->loss, n->target);
     struct const_rows d_logits = {n->loss.z, targets};
     affine_gradient(n->output_w, n->rows, d_logits, input_of(n, n->num_layers, x), grad);
+    window_between(&n->window);
     memset(grad + n->output_b->offset, 0, targets * sizeof(real));
     n->window.gates->add_rows(n->rows, targets, d_logits.data, d_logits.ld, grad + n->output_b->offset);
     affine_backward(n->output_w, params, n->rows, d_logits, 0, n->layers[n->num_layers - 1].d_y);
+    window_between(&n->window);
     for (size_t l = n->num_layers; l-- > 0;) {
         struct rows below = l > 0 ? n->layers[l - 1].d_y : (struct rows){NULL, 0};
         lstmp_backward(&n->layers[l], params, input_of(n, l, x), reset, below, grad);

@@ -20,6 +20,11 @@ struct net_options {
     float gate_delta_clip;   /* limit of each element of the four gate deltas (Kaldi's diff_clip); 0 = off */
     bool trains;             /* false: forward only, no backward buffers */
     bool portable;           /* plain C kernels in any case; for tests */
+    /* NULL, or called while a window is computed: at least once per frame of every layer forward and again
+     * backward, and between the large products over all frames. Must not touch what the net reads or writes.
+     */
+    void (*between)(void *ctx);
+    void *between_ctx;
 };
 
 struct net_result {

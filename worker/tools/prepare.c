@@ -203,7 +203,7 @@ static struct shard_state *first_weights(const struct prepare *p)
                                    .zero_bias = c->model.init.zero_bias,
                                    .seed = (uint64_t)c->train.seed};
     blocks_cut(p->facts.model.params, &b);
-    struct shard_state *s = shard_state_new(&b, 0, b.count, 0);
+    struct shard_state *s = shard_state_new(&b, 0, b.count, 0, 0);
     model_init(&p->facts.model, &o, s->weights);
     return s;
 }

@@ -37,9 +37,9 @@ static inline void fill_facts(void)
     spec.feature_dim = 10;
     spec.stack = 2;
     spec.skip = 1;
-    spec.targets = 60;
+    spec.targets = 260;
     spec.num_layers = 1;
-    spec.layers[0] = (struct model_layer){.cells = 64, .projection = 32};
+    spec.layers[0] = (struct model_layer){.cells = 128, .projection = 64};
     spec.peepholes = true;
     spec.cell_clip = 50.1f;
     spec.delay = 5;
@@ -68,10 +68,10 @@ static inline void fill_state(struct shard_state *s)
 {
     struct rng r;
     rng_init(&r, 11);
-    for (size_t i = 0; i < shard_state_floats(s); i++) {
-        s->weights[i] = rng_range(&r, -1, 1);
-        s->momentum[i] = rng_range(&r, -1, 1);
-    }
+    size_t floats = shard_state_floats(s);
+    for (size_t i = 0; i < floats; i++) s->weights[i] = rng_range(&r, -1, 1);
+    for (int k = 0; k < SHARD_SLOTS; k++)
+        for (size_t i = 0; s->slot[k] && i < floats; i++) s->slot[k][i] = rng_range(&r, -1, 1);
     for (uint32_t b = 0; b < s->count; b++) {
         s->version[b] = rng_next(&r);
         s->frames[b] = rng_next(&r);
@@ -93,7 +93,7 @@ static inline int set_up(void **state)
     fill_facts();
     blocks_cut(facts.model.params, &cut);
     assert_true(cut.count >= 5);
-    whole = shard_state_new(&cut, 0, cut.count, 3);
+    whole = shard_state_new(&cut, 0, cut.count, 3, 1u << SLOT_MOMENTUM);
     fill_state(whole);
     assert_int_equal(facts_write(run, &facts), 0);
     return 0;
@@ -110,9 +110,11 @@ static inline int tear_down(void **state)
 /* Blocks [first, first + count) of `whole`, all members but the first `without`. */
 static inline struct shard_state *part(uint32_t first, uint32_t count, uint32_t without)
 {
-    struct shard_state *s = shard_state_new(&cut, first, count, 3 - without);
-    memcpy(s->weights, whole->weights + blocks_offset(&cut, first), shard_state_floats(s) * sizeof(float));
-    memcpy(s->momentum, whole->momentum + blocks_offset(&cut, first), shard_state_floats(s) * sizeof(float));
+    struct shard_state *s = shard_state_new(&cut, first, count, 3 - without, shard_state_slots(whole));
+    size_t bytes = shard_state_floats(s) * sizeof(float), from = blocks_offset(&cut, first);
+    memcpy(s->weights, whole->weights + from, bytes);
+    for (int k = 0; k < SHARD_SLOTS; k++)
+        if (s->slot[k]) memcpy(s->slot[k], whole->slot[k] + from, bytes);
     memcpy(s->version, whole->version + first, count * sizeof(uint64_t));
     memcpy(s->frames, whole->frames + first, count * sizeof(uint64_t));
     for (uint32_t i = without; i < 3; i++) {
@@ -132,7 +134,9 @@ static inline void assert_equal_states(const struct shard_state *a, const struct
     assert_int_equal(a->count, b->count);
     assert_int_equal(a->num_members, b->num_members);
     assert_memory_equal(a->weights, b->weights, shard_state_floats(a) * sizeof(float));
-    assert_memory_equal(a->momentum, b->momentum, shard_state_floats(a) * sizeof(float));
+    assert_int_equal(shard_state_slots(a), shard_state_slots(b));
+    for (int k = 0; k < SHARD_SLOTS; k++)
+        if (a->slot[k]) assert_memory_equal(a->slot[k], b->slot[k], shard_state_floats(a) * sizeof(float));
     assert_memory_equal(a->version, b->version, a->count * sizeof(uint64_t));
     assert_memory_equal(a->frames, b->frames, a->count * sizeof(uint64_t));
     assert_memory_equal(a->members, b->members, a->num_members * sizeof(uint64_t));

@@ -16,14 +16,15 @@ static void test_blocks_size_is_clamped_and_a_multiple_of_16(void **state)
     static const struct {
         size_t params;
         uint32_t size, count;
-    } cases[] = {{1, 4096, 1},
-                 {4096, 4096, 1},
-                 {4097, 4096, 2},
-                 {64 * 4096, 4096, 64},
-                 {64 * 4097, 4112, 64},
-                 {64 * 262144, 262144, 64},
-                 {64 * 262144 + 1, 262144, 65},
-                 {13000000, 203136, 64}};
+    } cases[] = {{1, 16384, 1},
+                 {16384, 16384, 1},
+                 {16385, 16384, 2},
+                 {16 * 16384, 16384, 16},
+                 {16 * 16385, 16400, 16},
+                 {1000000, 62512, 16},
+                 {16 * 262144, 262144, 16},
+                 {16 * 262144 + 1, 262144, 17},
+                 {13000000, 262144, 50}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct blocks b;
         blocks_cut(cases[i].params, &b);

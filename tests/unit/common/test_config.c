@@ -100,7 +100,7 @@ static void a_bad_job_file_is_refused_with_line_and_column(void **state)
         {"train: {window: [20]}", ":1:17: ", "not a list"},
         {"train: {window: {a: 1}}", ":1:17: ", "not a mapping"},
         {"train: {window: }", ":1:17: ", "an integer"},
-        {"train: {threads: 2}", ":1:18: ", "train.threads must be 1"},
+        {"train: {threads: 257}", ":1:18: ", "an integer of 1 to 256 threads"},
         {"optimizer: {rate: fast}", ":1:19: ", "a number"},
         {"optimizer: {rate: .nan}", ":1:19: ", "a number"},
         {"optimizer: {rate: nan}", ":1:19: ", "a number"},
@@ -108,7 +108,9 @@ static void a_bad_job_file_is_refused_with_line_and_column(void **state)
         {"optimizer: {rate: -1}", ":1:19: ", "of 0 to"},
         {"model: {peepholes: yes}", ":1:20: ", "true or false"},
         {"consistency: {mode: fast}", ":1:21: ", "one of async, bsp, ssp"},
-        {"exchange: {weights: int8}", ":1:21: ", "must be fp32"},
+        {"exchange: {weights: int4}", ":1:21: ", "one of fp32, bf16, fp16, int8"},
+        {"optimizer: {type: adagrd}", ":1:19: ", "one of sgd, momentum, nesterov, adagrad, rmsprop"},
+        {"optimizer: {staleness: halve}", ":1:24: ", "one of ignore, divide"},
         {"train: 5", ":1:8: ", "must be a mapping"},
         {"train: [5]", ":1:8: ", "must be a mapping"},
         {"[1, 2]", ":1:1: ", "must be a mapping"},
@@ -288,7 +290,32 @@ static void options_that_contradict_each_other_are_refused(void **state)
         {"optimizer.schedule.type=newbob", "data.dev=/dev-set", NULL},
         {"optimizer.schedule.type=exponential", "train.seed=1", "per_frames"},
         {"optimizer.schedule.type=exponential", "optimizer.schedule.per_frames=1e8", NULL},
-        {"consistency.mode=ssp", "train.seed=1", "does not exist yet"},
+        {"consistency.mode=ssp", "consistency.bound=0", NULL},
+        {"consistency.mode=async", "consistency.bound=9", NULL}, /* only ssp looks at it */
+        {"consistency.backup=1", "consistency.mode=async", "bsp alone"},
+        {"consistency.backup=1", "consistency.mode=ssp", "bsp alone"},
+        {"consistency.backup=1", "consistency.mode=bsp",
+         NULL}, /* how many workers there will be is not known */
+        {"train.warm_start_frames=1e6", "consistency.mode=bsp", "train.warm_start_frames"},
+        {"train.warm_start_frames=1e6", "consistency.mode=ssp", NULL},
+        {"consistency.pull_every=2", "consistency.mode=ssp", NULL},
+        {"consistency.pull_every=2", "consistency.mode=bsp", "must be 1 in consistency.mode bsp"},
+        {"consistency.pull_every=2", "consistency.push_every=3", NULL},
+        {"consistency.push_every=2", "consistency.mode=bsp", NULL},
+        {"optimizer.staleness=divide", "consistency.mode=bsp", "optimizer.staleness divide"},
+        {"optimizer.staleness=divide", "consistency.mode=ssp", NULL},
+        {"optimizer.delay_compensation=0.04", "consistency.mode=bsp", "in bsp there is no delay"},
+        {"optimizer.delay_compensation=0.04", "optimizer.type=sgd", NULL},
+        {"optimizer.delay_compensation=0.04", "optimizer.type=momentum", NULL},
+        {"optimizer.delay_compensation=0.04", "optimizer.type=nesterov", NULL},
+        {"optimizer.delay_compensation=0.04", "optimizer.type=adagrad", "sgd, momentum and nesterov"},
+        {"optimizer.delay_compensation=0.04", "optimizer.type=adamw", "sgd, momentum and nesterov"},
+        {"optimizer.delay_compensation=0.04", "consistency.overlap=1", "consistency.overlap 0"},
+        {"optimizer.delay_compensation=0.04", "consistency.pull_every=2", NULL},
+        {"exchange.gradients=int8", "exchange.weights=bf16", NULL},
+        {"exchange.gradients=int8", "consistency.mode=bsp", NULL},
+        {"train.threads=16", "train.streams=4096", NULL},
+        {"train.threads=17", "train.streams=4096", "at most 65536 streams"},
         {"cluster.security=curve", "train.seed=1", "does not exist yet"},
         {"cluster.network=10.0.0.0/8", "train.seed=1", "loopback"},
         {"cluster.network=127.0.0.1", "cluster.ports=41000-41999", NULL},
@@ -305,6 +332,36 @@ static void options_that_contradict_each_other_are_refused(void **state)
         int rc = config_check(&c);
         if (rc != (rows[i].says ? ERR_USAGE : 0) || (rows[i].says && !strstr(err_text(), rows[i].says)))
             fail_msg("%s %s: %d %s", rows[i].first, rows[i].second, rc, err_text());
+        config_free(&c);
+    }
+}
+
+/* Options that only all together say too much. */
+static void options_that_contradict_each_other_by_their_numbers_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        int workers, backup, threads, streams;
+        const char *says;
+    } rows[] = {
+        {3, 2, 1, 4, NULL},
+        {2, 2, 1, 4, "only 2 workers"},
+        {2, 3, 1, 4, "only 2 workers"},
+        {32767, 0, 16, 4096, NULL},
+        {32768, 0, 16, 4096, "at most 2147483647"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct config c;
+        config_default(&c);
+        assert_int_equal(config_apply_set(&c, "data.train=/d"), 0);
+        assert_int_equal(config_apply_set(&c, "consistency.mode=bsp"), 0);
+        c.cluster.workers = rows[i].workers;
+        c.consistency.backup = rows[i].backup;
+        c.train.threads = rows[i].threads;
+        c.train.streams = rows[i].streams;
+        int rc = config_check(&c);
+        if (rc != (rows[i].says ? ERR_USAGE : 0) || (rows[i].says && !strstr(err_text(), rows[i].says)))
+            fail_msg("row %zu: %d %s", i, rc, err_text());
         config_free(&c);
     }
 }
@@ -346,6 +403,7 @@ int main(void)
         TEST(later_sources_win),
         TEST(a_bad_variable_or_set_is_refused_by_name),
         TEST(options_that_contradict_each_other_are_refused),
+        TEST(options_that_contradict_each_other_by_their_numbers_are_refused),
         TEST(targets_are_found_beside_their_features),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,6 +3,7 @@
 #include "common/files.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -14,6 +15,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 #include <cmocka.h>
 
 static char dir[64];
@@ -131,6 +133,27 @@ static void a_file_larger_than_the_limit_is_refused(void **state)
     free(path);
 }
 
+static void the_hash_of_a_file_is_that_of_its_bytes(void **state)
+{
+    (void)state;
+    size_t len = (1u << 20) + 12345; /* more than one piece */
+    char *path = files_join(dir, "a"), *data = xcalloc(1, len);
+    uint64_t hash, bytes;
+    for (size_t i = 0; i < len; i++) data[i] = (char)(i * i >> 3);
+    assert_int_equal(files_write_atomic(path, data, len), 0);
+    int fd = open(path, O_RDONLY), folder = open(dir, O_RDONLY);
+    assert_int_equal(files_hash(fd, path, &hash, &bytes), 0);
+    assert_true(hash == XXH3_64bits(data, len) && bytes == len);
+    assert_int_equal(files_hash(fd, path, &hash, &bytes), 0); /* nothing is left */
+    assert_true(hash == XXH3_64bits("", 0) && bytes == 0);
+    assert_int_equal(files_hash(folder, dir, &hash, &bytes), ERR_STORAGE);
+    assert_non_null(strstr(err_text(), dir));
+    close(fd);
+    close(folder);
+    free(data);
+    free(path);
+}
+
 static void directories_are_made_to_any_depth(void **state)
 {
     (void)state;
@@ -194,6 +217,7 @@ int main(void)
         TEST(a_body_that_fails_writes_nothing),
         TEST(failures_name_the_path_and_the_reason),
         TEST(a_file_larger_than_the_limit_is_refused),
+        TEST(the_hash_of_a_file_is_that_of_its_bytes),
         TEST(directories_are_made_to_any_depth),
         TEST(paths_join_as_a_shell_would),
         TEST(removing_a_tree_follows_no_link),

@@ -1,5 +1,6 @@
 /* Headers: what goes in comes out, and no bytes of a peer do harm. */
 #include "common/err.h"
+#include "common/config.h"
 #include "common/msg.h"
 #include "common/rng.h"
 
@@ -23,7 +24,7 @@ struct field {
         offsetof(struct msg_##s, f), sizeof MEMBER(s, f),                                                       \
      _Generic(MEMBER(s, f), bool: 'b', double: 'd', char *: 's', default: 'u') \
     }
-#define MAX_FIELDS 24
+#define MAX_FIELDS 36
 
 /* Every field of every message, in the order of its struct; that none is missing is a test of its own. */
 static const struct shape {
@@ -33,26 +34,30 @@ static const struct shape {
 } shapes[] = {
     {MSG_HELLO,
      sizeof(struct msg_hello),
-     {F(hello, member), F(hello, model_hash), F(hello, shard), F(hello, job_generation)}},
+     {F(hello, member), F(hello, model_hash), F(hello, shard), F(hello, job_generation),
+      F(hello, consistency), F(hello, optimizer), F(hello, gradients), F(hello, weights)}},
     {MSG_WELCOME,
      sizeof(struct msg_welcome),
      {F(welcome, shard), F(welcome, generation), F(welcome, job_generation), F(welcome, first_block),
-      F(welcome, blocks)}},
+      F(welcome, blocks), F(welcome, credit)}},
     {MSG_REFUSED, sizeof(struct msg_refused), {F(refused, reason), F(refused, text)}},
     {MSG_PUSH,
      sizeof(struct msg_push),
      {F(push, member), F(push, seq), F(push, job_generation), F(push, generation), F(push, block),
       F(push, base_version), F(push, frames), F(push, base_age_us), F(push, skew), F(push, pull),
-      F(push, hash)}},
+      F(push, hash), F(push, type), F(push, quorum)}},
     {MSG_ANSWER,
      sizeof(struct msg_answer),
      {F(answer, block), F(answer, seq), F(answer, verdict), F(answer, version), F(answer, staleness),
-      F(answer, stable), F(answer, generation), F(answer, job_generation), F(answer, hash)}},
-    {MSG_READ, sizeof(struct msg_read), {F(read, member), F(read, request), F(read, block), F(read, set)}},
+      F(answer, stable), F(answer, generation), F(answer, job_generation), F(answer, hash), F(answer, type),
+      F(answer, credit), F(answer, quorum)}},
+    {MSG_READ,
+     sizeof(struct msg_read),
+     {F(read, member), F(read, request), F(read, block), F(read, set), F(read, at_least)}},
     {MSG_BLOCK,
      sizeof(struct msg_block),
      {F(block, request), F(block, block), F(block, set), F(block, version), F(block, generation),
-      F(block, found), F(block, hash)}},
+      F(block, found), F(block, hash), F(block, type)}},
     {MSG_JOIN,
      sizeof(struct msg_join),
      {F(join, role), F(join, member), F(join, host), F(join, pid), F(join, endpoint), F(join, shard),
@@ -61,32 +66,44 @@ static const struct shape {
      sizeof(struct msg_joined),
      {F(joined, member), F(joined, incarnation), F(joined, job_generation), F(joined, generation),
       F(joined, rank), F(joined, set), F(joined, capsule_bytes), F(joined, shards)}},
-    {MSG_BEAT, sizeof(struct msg_beat), {F(beat, role),
-                                         F(beat, member),
-                                         F(beat, incarnation),
-                                         F(beat, seq),
-                                         F(beat, frames),
-                                         F(beat, frames_per_s),
-                                         F(beat, staleness_mean),
-                                         F(beat, holding),
-                                         F(beat, copied),
-                                         F(beat, written),
-                                         F(beat, file_bytes),
-                                         F(beat, file_hash),
-                                         F(beat, failed_set),
-                                         F(beat, roster),
-                                         F(beat, halve_from),
-                                         F(beat, version),
-                                         F(beat, applied),
-                                         F(beat, refused),
-                                         F(beat, p50),
-                                         F(beat, p95),
-                                         F(beat, max)}},
+    {MSG_BEAT,
+     sizeof(struct msg_beat),
+     {F(beat, role),
+      F(beat, member),
+      F(beat, incarnation),
+      F(beat, seq),
+      F(beat, frames),
+      F(beat, frames_per_s),
+      F(beat, staleness_mean),
+      F(beat, holding),
+      F(beat, copied),
+      F(beat, written),
+      F(beat, file_bytes),
+      F(beat, file_hash),
+      F(beat, failed_set),
+      F(beat, roster),
+      F(beat, halve_from),
+      F(beat, version),
+      F(beat, applied),
+      F(beat, refused),
+      F(beat, p50),
+      F(beat, p95),
+      F(beat, max),
+      F(beat, waits),
+      F(beat, wait_us),
+      F(beat, nonfinite),
+      F(beat, norm),
+      F(beat, stale),
+      F(beat, other_generation),
+      F(beat, corrupt),
+      F(beat, malformed),
+      F(beat, overrun),
+      F(beat, stranger)}},
     {MSG_ORDER,
      sizeof(struct msg_order),
      {F(order, incarnation), F(order, command), F(order, map_version), F(order, hold), F(order, capsule_have),
       F(order, capsule_attempt), F(order, set), F(order, keep_set), F(order, roster), F(order, roster_from),
-      F(order, halve_from), F(order, oldest_member)}},
+      F(order, halve_from), F(order, workers), F(order, oldest_member)}},
     {MSG_MAP_ASK, sizeof(struct msg_map_ask), {F(map_ask, member), F(map_ask, first)}},
     {MSG_MAP,
      offsetof(struct msg_map, count), /* count and the list: fill_map */
@@ -173,6 +190,15 @@ static void limit_names(struct msg *m)
 {
     if (m->type == MSG_REFUSED) m->refused.reason %= REFUSAL_FULL + 1;
     if (m->type == MSG_ANSWER) m->answer.verdict %= VERDICT_CORRUPT + 1;
+    if (m->type == MSG_ANSWER) m->answer.type %= ELEMENT_TYPES;
+    if (m->type == MSG_PUSH) m->push.type %= ELEMENT_TYPES;
+    if (m->type == MSG_BLOCK) m->block.type %= ELEMENT_TYPES;
+    if (m->type == MSG_HELLO) {
+        m->hello.consistency %= CONSISTENCY_SSP + 1;
+        m->hello.optimizer %= OPTIMIZER_ADAMW + 1;
+        m->hello.gradients %= ELEMENT_TYPES;
+        m->hello.weights %= ELEMENT_TYPES;
+    }
     if (m->type == MSG_JOIN) m->join.role %= ROLE_SERVER + 1;
     if (m->type == MSG_BEAT) m->beat.role %= ROLE_SERVER + 1;
     if (m->type == MSG_ORDER) m->order.command %= COMMAND_DIVERGED + 1;

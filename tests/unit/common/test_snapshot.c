@@ -78,6 +78,83 @@ static void members_of_all_files_are_merged(void **state)
     manifest_fini(&m);
 }
 
+/* no slot, either one, both: what is there comes back, what is not there is not in the file */
+static void a_state_comes_back_with_the_slots_that_it_has(void **state)
+{
+    (void)state;
+    uint64_t bytes[1u << SHARD_SLOTS];
+    for (unsigned slots = 0; slots < 1u << SHARD_SLOTS; slots++) {
+        struct manifest m;
+        shard_state_set_slots(whole, slots);
+        fill_state(whole);
+        write_set(slots, 3, 0);
+        assert_int_equal(snapshot_read_manifest(run, slots, &m), 0);
+        bytes[slots] = m.files[0].bytes + m.files[1].bytes + m.files[2].bytes;
+        for (uint32_t k = 0; k < 2; k++) { /* by two servers */
+            uint32_t first, count;
+            blocks_of_shard(&cut, 2, k, &first, &count);
+            struct shard_state *s, *expected = part(first, count, 0);
+            assert_int_equal(snapshot_read_blocks(run, &m, &facts, first, count, &s), 0);
+            assert_equal_states(s, expected);
+            assert_int_equal(shard_state_slots(s), slots);
+            shard_state_free(&s);
+            shard_state_free(&expected);
+        }
+        manifest_fini(&m);
+    }
+    size_t vector = cut.params * sizeof(float);
+    assert_in_range(bytes[1] - bytes[0], vector, vector + 1000);
+    assert_in_range(bytes[3] - bytes[0], 2 * vector, 2 * vector + 1000);
+}
+
+/* a set whose servers were of two minds: the union, zero where a file had nothing */
+static void slots_of_all_files_are_merged(void **state)
+{
+    (void)state;
+    struct manifest m = {.set = 1, .job = facts.job, .model_hash = facts.model_hash, .num_files = 2};
+    m.files = xcalloc(2, sizeof *m.files);
+    struct shard_state *a = part(0, 2, 0), *b = part(2, cut.count - 2, 0), *s;
+    shard_state_set_slots(b, 1u << SLOT_SQUARE);
+    fill_state(b);
+    assert_int_equal(snapshot_write_shard(run, 1, 0, 2, &facts, a, &m.files[0]), 0);
+    assert_int_equal(snapshot_write_shard(run, 1, 1, 2, &facts, b, &m.files[1]), 0);
+    assert_int_equal(snapshot_read_blocks(run, &m, &facts, 0, cut.count, &s), 0);
+    size_t begin = blocks_offset(&cut, 2), rest = cut.params - begin;
+    float *zeros = xcalloc(cut.params, sizeof *zeros);
+    assert_int_equal(shard_state_slots(s), 1u << SLOT_MOMENTUM | 1u << SLOT_SQUARE);
+    assert_memory_equal(s->slot[SLOT_MOMENTUM], a->slot[SLOT_MOMENTUM], begin * sizeof(float));
+    assert_memory_equal(s->slot[SLOT_MOMENTUM] + begin, zeros, rest * sizeof(float));
+    assert_memory_equal(s->slot[SLOT_SQUARE], zeros, begin * sizeof(float));
+    assert_memory_equal(s->slot[SLOT_SQUARE] + begin, b->slot[SLOT_SQUARE], rest * sizeof(float));
+    free(zeros);
+    shard_state_free(&s);
+    shard_state_free(&a);
+    shard_state_free(&b);
+    manifest_fini(&m);
+}
+
+static void setting_slots_keeps_adds_zeros_and_frees(void **state)
+{
+    (void)state;
+    struct shard_state *before = part(0, cut.count, 0);
+    size_t bytes = cut.params * sizeof(float);
+    float *zeros = xcalloc(1, bytes);
+    shard_state_set_slots(whole, 1u << SLOT_MOMENTUM | 1u << SLOT_SQUARE);
+    assert_memory_equal(whole->slot[SLOT_MOMENTUM], before->slot[SLOT_MOMENTUM], bytes);
+    assert_memory_equal(whole->slot[SLOT_SQUARE], zeros, bytes);
+    whole->slot[SLOT_SQUARE][7] = 3;
+    shard_state_set_slots(whole, 1u << SLOT_SQUARE);
+    assert_null(whole->slot[SLOT_MOMENTUM]);
+    assert_true(whole->slot[SLOT_SQUARE][7] == 3);
+    shard_state_set_slots(whole, 1u << SLOT_MOMENTUM); /* what was freed is gone */
+    assert_null(whole->slot[SLOT_SQUARE]);
+    assert_memory_equal(whole->slot[SLOT_MOMENTUM], zeros, bytes);
+    shard_state_set_slots(whole, 0);
+    assert_int_equal(shard_state_slots(whole), 0);
+    free(zeros);
+    shard_state_free(&before);
+}
+
 static void a_manifest_comes_back_as_it_was(void **state)
 {
     (void)state;
@@ -253,6 +330,9 @@ int main(void)
         RULE(facts_without_normalisation_come_back_without),
         RULE(a_set_of_m_files_is_read_by_n_servers),
         RULE(members_of_all_files_are_merged),
+        RULE(a_state_comes_back_with_the_slots_that_it_has),
+        RULE(slots_of_all_files_are_merged),
+        RULE(setting_slots_keeps_adds_zeros_and_frees),
         RULE(a_manifest_comes_back_as_it_was),
         RULE(an_exported_model_loads_to_the_same_vector),
         RULE(a_run_without_anything_says_so),

@@ -1,4 +1,5 @@
 /* States on disk: whatever is damaged is found, and never crashes anything. */
+#include "common/safetensors.h"
 #include "tests/unit/common/snapshot_case.h"
 
 static void a_damaged_set_is_passed_over(void **state)
@@ -125,6 +126,63 @@ static void a_header_that_lies_is_refused(void **state)
     free(path);
 }
 
+/* Writes a shard file anew, whole and with the right hash of its own, with `square` added. */
+static void add_tensor(const char *path, const struct safetensor *square)
+{
+    static const char *const keys[] = {"format", "job",   "model_hash", "set",    "shard",
+                                       "shards", "first", "count",      "params", "block_size"};
+    static const char *const names[] = {"versions", "frames",   "members", "last_seq",
+                                        "weights",  "momentum", "verdicts"};
+    struct safetensors *file;
+    struct safetensors_pair pairs[10];
+    struct safetensor tensors[8];
+    assert_int_equal(safetensors_open(path, &file), 0);
+    for (int i = 0; i < 10; i++)
+        pairs[i] = (struct safetensors_pair){keys[i], safetensors_metadata(file, keys[i])};
+    for (int i = 0; i < 7; i++) {
+        tensors[i] = *safetensors_find(file, names[i]);
+        void *data = xcalloc(1, tensors[i].bytes);
+        assert_int_equal(safetensors_read(file, &tensors[i], 0, tensors[i].bytes, data), 0);
+        tensors[i].data = data;
+    }
+    tensors[7] = *square;
+    assert_int_equal(safetensors_write(path, pairs, 10, tensors, 8, NULL, NULL), 0);
+    for (int i = 0; i < 7; i++) free((void *)tensors[i].data);
+    safetensors_close(&file);
+}
+
+/* the file proves itself, so only the check of the slot can tell */
+static void a_slot_of_another_shape_is_refused(void **state)
+{
+    (void)state;
+    uint64_t p = cut.params;
+    void *data = xcalloc(p, 8);
+    const struct safetensor wrong[] = {
+        {"square", TENSOR_F32, 1, {p - 1}, data, 0, 0},
+        {"square", TENSOR_F32, 2, {1, p}, data, 0, 0},
+        {"square", TENSOR_U64, 1, {p}, data, 0, 0},
+    };
+    const struct safetensor right = {"square", TENSOR_F32, 1, {p}, data, 0, 0};
+    struct manifest m;
+    struct shard_state *s;
+    uint32_t set;
+    for (int i = 0; i <= 3; i++) {
+        write_set(1, 1, 0);
+        assert_int_equal(snapshot_read_manifest(run, 1, &m), 0);
+        char *path = file_of(1, m.files[0].name);
+        add_tensor(path, i < 3 ? &wrong[i] : &right);
+        int expected = i < 3 ? ERR_DATA : 0;
+        assert_int_equal(snapshot_read_blocks(run, &m, &facts, 0, cut.count, &s), expected);
+        if (i < 3) assert_non_null(strstr(err_text(), "square"));
+        if (i == 3) shard_state_free(&s);
+        assert_int_equal(snapshot_read_own(run, &facts, 0, 1, &set, &s), expected);
+        if (i == 3) shard_state_free(&s);
+        manifest_fini(&m);
+        free(path);
+    }
+    free(data);
+}
+
 static void another_job_or_model_is_refused(void **state)
 {
     (void)state;
@@ -145,9 +203,9 @@ int main(void)
 {
 #define RULE(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        RULE(a_damaged_set_is_passed_over),    RULE(a_set_without_a_manifest_does_not_count),
-        RULE(a_garbled_shard_file_is_refused), RULE(a_header_that_lies_is_refused),
-        RULE(another_job_or_model_is_refused),
+        RULE(a_damaged_set_is_passed_over),       RULE(a_set_without_a_manifest_does_not_count),
+        RULE(a_garbled_shard_file_is_refused),    RULE(a_header_that_lies_is_refused),
+        RULE(a_slot_of_another_shape_is_refused), RULE(another_job_or_model_is_refused),
     };
     log_set_stderr(LOG_NONE);
     return cmocka_run_group_tests(tests, NULL, NULL);

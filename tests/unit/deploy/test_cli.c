@@ -90,7 +90,7 @@ static void a_bad_command_line_gives_one_sentence_its_exit_code_and_no_run(void 
         {2, "none.yaml", {"init", "run", "--data", "train", "--config", "none.yaml"}},
         {2, "has no projection", {"init", "run", "--data", "train", "--set", "model.layers=[{cells: 3}]"}},
         {2, "set data.dev", {"init", "run", "--data", "train", "--set", "optimizer.schedule.type=newbob"}},
-        {2, "does not exist yet", {"init", "run", "--data", "train", "--set", "consistency.mode=ssp"}},
+        {2, "bsp alone", {"init", "run", "--data", "train", "--set", "consistency.backup=1"}},
         {2, "is a file", {"init", "job.yaml", "--data", "train"}},
         {7, "cannot make the directory", {"init", "job.yaml/run", "--data", "train"}},
         {2, "is not a run", {"status", "run"}},
@@ -100,6 +100,10 @@ static void a_bad_command_line_gives_one_sentence_its_exit_code_and_no_run(void 
         {2, "is not a run", {"stop", "run"}},
         {2, "name one run", {"stop"}},
         {2, "--timeout", {"stop", "run", "--timeout", "x"}},
+        {2, "name the run", {"set"}},
+        {2, "unknown option", {"set", "--frob", "run"}},
+        {2, "say what to change", {"set", "run"}},
+        {2, "is not a run", {"set", "run", "consistency.mode=ssp"}},
         {2, "say what to do", {"checkpoint"}},
         {2, "there are ls and verify", {"checkpoint", "frob", "run"}},
         {2, "name one run", {"checkpoint", "ls"}},
@@ -141,6 +145,8 @@ static void help_goes_to_stdout_and_is_no_error(void **state)
                                           {"init", "--help"},
                                           {"status", "--help"},
                                           {"stop", "--help"},
+                                          {"set", "--help"},
+                                          {"help", "set"},
                                           {"checkpoint", "--help"}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         assert_int_equal(CHORALE(rows[i][0], rows[i][1]), 0);
@@ -230,6 +236,57 @@ static void status_prints_the_job_its_shards_and_its_workers(void **state)
         if (!strstr(program_out, parts[i])) fail_msg("no %s in: %s", parts[i], program_out);
     assert_null(strchr(program_out, '\x1b'));
     assert_null(strstr(program_out, "dev loss 0"));
+    assert_null(strstr(program_out, "waits")); /* nobody can wait here */
+}
+
+static void status_tells_of_waiting_where_there_is_any(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *says; /* says NULL: no waits */
+    } rows[] = {
+        {"{\"state\":\"finished\",\"mode\":\"async\",\"shards\":[{\"shard\":0,\"waits\":0,\"wait_s\":0}]}",
+         NULL},
+        {"{\"state\":\"finished\",\"mode\":\"async\",\"shards\":[{\"shard\":0,\"waits\":4,\"wait_s\":0.25}]}",
+         " 0.2 "},
+        {"{\"state\":\"finished\",\"mode\":\"ssp, bound 4\",\"shards\":[{\"shard\":0,\"waits\":0}]}",
+         "ssp, bound 4\n"},
+        {"{\"state\":\"finished\",\"mode\":\"bsp\",\"rate_factor\":0.5,\"shards\":[{\"shard\":0,\"waits\":"
+         "812,\"wait_s\":31}]}",
+         "  812      31  "},
+    };
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        program_write("run/status.json", rows[i].text);
+        assert_int_equal(CHORALE("status", "run"), 0);
+        bool told = strstr(program_out, "waits  wait s") != NULL;
+        if (told != (rows[i].says != NULL) || (told && !strstr(program_out, rows[i].says)))
+            fail_msg("row %zu: %s", i, program_out);
+    }
+}
+
+static void status_tells_mode_rate_and_the_change_that_waits(void **state)
+{
+    (void)state;
+    static const char *const rows[][2] = {
+        {"\"mode\":\"async\"", "\n  async\n"},
+        {"\"mode\":\"async\",\"rate_factor\":1,\"next\":\"async\",\"next_after\":2",
+         "  async; changed options hold after epoch 2\n"},
+        {"\"mode\":\"async\",\"rate_factor\":0.25,\"next\":\"ssp, bound 8\",\"next_after\":3",
+         "  async, rate x 0.25; switching to ssp, bound 8 after epoch 3\n"},
+        {"\"mode\":\"bsp\",\"warm_start\":true,\"next\":\"async\",\"next_after\":0",
+         "  bsp, one worker trains alone; switching to async at once\n"},
+        {"\"mode\":\"bsp\",\"next\":\"async\",\"next_after\":null",
+         "; switching to async when the run is trained further\n"},
+    };
+    assert_int_equal(CHORALE("init", "run", "--data", "train"), 0);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        char *text = xprintf("{\"state\":\"running\",\"done\":0.5,%s}", rows[i][0]);
+        program_write("run/status.json", text);
+        free(text);
+        assert_int_equal(CHORALE("status", "run"), 0);
+        if (!strstr(program_out, rows[i][1])) fail_msg("no %s in: %s", rows[i][1], program_out);
+    }
 }
 
 static void status_of_any_json_never_crashes(void **state)
@@ -243,6 +300,9 @@ static void status_of_any_json_never_crashes(void **state)
         {"[]", 1},
         {"{", 1},
         {"{}", 0},
+        {"{\"mode\":7,\"next\":{},\"next_after\":\"x\",\"rate_factor\":[],\"shards\":[{\"waits\":\"many\"}]}",
+         0},
+        {"{\"mode\":\"ssp\",\"next\":\"\\u001b[31m\",\"next_after\":1e308,\"rate_factor\":-1e308}", 0},
         {"{\"state\":5,\"shards\":7,\"workers\":[1,null,{}],\"checkpoint\":[],\"epoch\":\"x\"}", 0},
         {"{\"shards\":[{\"shard\":1e300,\"p50\":-1e300,\"age_s\":1e300,\"endpoint\":\"\\u00e9\"}],\"epochs_"
          "done\":{}}",
@@ -419,6 +479,8 @@ int main(void)
         TEST(init_finds_targets_that_are_here_and_not_in_the_data),
         TEST(status_tells_of_a_run_that_was_never_trained),
         TEST(status_prints_the_job_its_shards_and_its_workers),
+        TEST(status_tells_of_waiting_where_there_is_any),
+        TEST(status_tells_mode_rate_and_the_change_that_waits),
         TEST(status_of_any_json_never_crashes),
         TEST(stop_without_a_job_exits_4),
         TEST(stop_ends_the_launcher_and_says_so),

@@ -25,7 +25,8 @@ struct bench {
     struct msg sent[4096];
     uint64_t to[4096];
     size_t num_sent;
-    uint64_t roster[8];
+    uint64_t roster[8]; /* of the last order that had one */
+    size_t roster_bytes;
     char *journal; /* lines */
     uint32_t completed;
     char *state;                  /* of the last complete set */
@@ -41,7 +42,8 @@ static inline void bench_send(void *ctx, uint64_t peer, const struct msg *m, str
     assert_true(b->num_sent < 4096);
     b->to[b->num_sent] = peer;
     b->sent[b->num_sent++] = *m;
-    if (m->type == MSG_ORDER && payload && *payload)
+    if (m->type == MSG_ORDER && payload && *payload) b->roster_bytes = frame_len(*payload);
+    if (m->type == MSG_ORDER && payload && *payload && b->roster_bytes)
         memcpy(b->roster, frame_data(*payload), frame_len(*payload) < 64 ? frame_len(*payload) : 64);
 }
 

@@ -23,8 +23,8 @@
 struct said {
     uint64_t peer;
     struct msg m;
-    size_t floats; /* of the payload, 0: none */
-    float payload[MAX_FLOAT];
+    size_t bytes, floats;     /* of the payload, 0: none; floats if it is fp32 */
+    float payload[MAX_FLOAT]; /* its bytes, whatever their type */
 };
 
 struct world {
@@ -32,6 +32,8 @@ struct world {
     struct shard_options o;
     struct said said[MAX_SAID];
     int num_said, applied;
+    uint64_t now;     /* ns, of what is given next */
+    uint64_t crowded; /* a peer that does not read, 0: none */
 };
 
 static inline struct blocks world_blocks(void)
@@ -47,8 +49,9 @@ static inline void world_send(void *ctx, uint64_t peer, const struct msg *m, str
     *s = (struct said){.peer = peer, .m = *m};
     assert_int_equal(m->job, JOB);
     if (!payload || !*payload) return;
-    s->floats = frame_len(*payload) / sizeof(float);
-    assert_true(s->floats <= MAX_FLOAT);
+    s->bytes = frame_len(*payload);
+    s->floats = s->bytes / sizeof(float);
+    assert_true(s->bytes <= sizeof s->payload);
     memcpy(s->payload, frame_data(*payload), frame_len(*payload));
     frame_free(payload);
 }
@@ -57,6 +60,11 @@ static inline void world_applied(void *ctx, uint64_t member, uint64_t seq, uint3
 {
     (void)member, (void)seq, (void)block, (void)version;
     ((struct world *)ctx)->applied++;
+}
+
+static inline bool world_crowded(void *ctx, uint64_t peer)
+{
+    return peer == ((struct world *)ctx)->crowded;
 }
 
 static inline struct shard_options world_options(void)
@@ -68,13 +76,11 @@ static inline struct shard_options world_options(void)
         .model_hash = MODEL,
         .job_generation = 3,
         .generation = 5,
-        .rule = {.type = OPTIMIZER_MOMENTUM,
-                 .momentum = 0.5f,
-                 .rate = 0.1,
-                 .schedule = SCHEDULE_CONSTANT,
-                 .factor = 0.5,
-                 .epoch_frames = 100},
+        .rule = {.type = OPTIMIZER_MOMENTUM},
+        .pace =
+            {.rate = 0.1, .momentum = 0.5, .schedule = SCHEDULE_CONSTANT, .factor = 0.5, .epoch_frames = 100},
         .max_members = 4,
+        .credit = 4,
     };
 }
 
@@ -84,11 +90,11 @@ static inline struct world *world_new(const struct shard_options *o, struct shar
     struct world *w = calloc(1, sizeof *w);
     assert_non_null(w);
     w->o = *o;
-    struct shard_io io = {w, world_send, world_applied};
+    struct shard_io io = {w, world_send, world_applied, world_crowded};
     struct shard_state *fresh = NULL;
     if (!state) {
         struct blocks b = world_blocks();
-        fresh = shard_state_new(&b, FIRST, COUNT, 0);
+        fresh = shard_state_new(&b, FIRST, COUNT, 0, 0);
         for (size_t i = 0; i < shard_state_floats(fresh); i++) fresh->weights[i] = (float)(i + 1);
         state = &fresh;
     }
@@ -112,17 +118,24 @@ static inline const struct said *world_last(struct world *w)
     return &w->said[0];
 }
 
+static inline void world_give_bytes(struct world *w, uint64_t peer, const struct msg *m, const void *bytes,
+                                    size_t len)
+{
+    struct frame *f = bytes ? frame_copy(bytes, len) : NULL;
+    shard_receive(w->shard, w->now, peer, m, &f);
+    assert_null(f);
+}
+
 static inline void world_give(struct world *w, uint64_t peer, const struct msg *m, const float *g, size_t n)
 {
-    struct frame *f = g ? frame_copy(g, n * sizeof *g) : NULL;
-    shard_receive(w->shard, 0, peer, m, &f);
-    assert_null(f);
+    world_give_bytes(w, peer, m, g, n * sizeof *g);
 }
 
 static inline struct msg world_hello_msg(const struct world *w, uint64_t member)
 {
     struct msg m = {.type = MSG_HELLO, .job = JOB};
-    m.hello = (struct msg_hello){member, MODEL, w->o.shard, w->o.job_generation};
+    m.hello = (struct msg_hello){member,    MODEL,          w->o.shard,     w->o.job_generation,
+                                 w->o.mode, w->o.rule.type, w->o.gradients, w->o.weights};
     return m;
 }
 
@@ -150,7 +163,8 @@ static inline struct msg world_push_msg(const struct world *w, uint64_t member, 
                                .generation = w->o.generation,
                                .block = block,
                                .frames = 10,
-                               .pull = true};
+                               .pull = true,
+                               .type = w->o.gradients};
     m.push.hash = wire_hash(g, world_floats(block) * sizeof *g);
     return m;
 }

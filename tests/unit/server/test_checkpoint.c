@@ -39,7 +39,7 @@ static int set_up(void **state)
     if (!mkdtemp(run) || model_build(&spec, &facts.model) < 0) return -1;
     blocks_cut(facts.model.params, &b);
     for (int i = 0; i < 2; i++) {
-        copies[i] = shard_state_new(&b, 0, b.count, 1);
+        copies[i] = shard_state_new(&b, 0, b.count, 1, 0);
         copies[i]->weights[0] = (float)i;
     }
     return checkpoint_new(run, &facts, 0, 1, &writer);

@@ -190,7 +190,7 @@ static void a_report_of_nonsense_keeps_the_sums_finite(void **state)
 static void bsp_leases_are_one_per_rank_and_epoch_and_wait_for_the_roster(void **state)
 {
     struct bench *b = *state;
-    b->o.bsp = true;
+    b->o.mode = CONSISTENCY_BSP;
     bench_start(b);
     uint64_t m = worker(b, 1);
     assert_int_equal(ask(b, 1, m, 1).kind, 99);

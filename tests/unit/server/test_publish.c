@@ -18,7 +18,8 @@
 #define TOLD                                                                                                 \
     "{\"generation\":1,\"shards\":[{\"shard\":0,\"version\":7,\"p50\":1,\"p95\":2,\"max\":9,"                \
     "\"applied\":70,\"refused\":0},{\"shard\":1,\"version\":8,\"p50\":0,\"p95\":3,\"max\":4,"                \
-    "\"applied\":80,\"refused\":1}],\"workers\":[{\"member\":3,\"frames\":100,\"frames_per_s\":5.5,"         \
+    "\"applied\":80,\"refused\":1,\"refused_by\":{\"norm\":1},\"waits\":6,\"wait_s\":1.5}],\"workers\":[{"   \
+    "\"member\":3,\"frames\":100,\"frames_per_s\":5.5,"                                                      \
     "\"state\":\"live\",\"last_seen_s\":1.0}]}"
 #define GONE(generation)                                                                                     \
     "{\"generation\":" #generation                                                                           \
@@ -72,6 +73,10 @@ static void check_kept(const json_t *s)
     assert_int_equal(value(s, "shards", 0, "applied"), 70);
     assert_int_equal(value(s, "shards", 1, "version"), 8);
     assert_int_equal(value(s, "shards", 1, "p50"), 5); /* told anew */
+    assert_int_equal(value(s, "shards", 1, "waits"), 6);
+    const json_t *shard = json_array_get(json_object_get(s, "shards"), 1);
+    assert_true(json_number_value(json_object_get(shard, "wait_s")) == 1.5);
+    assert_int_equal(json_object_size(json_object_get(shard, "refused_by")), 1);
     const json_t *w = json_array_get(json_object_get(s, "workers"), 0);
     assert_string_equal(json_string_value(json_object_get(w, "state")), "left");
     assert_int_equal(value(s, "workers", 0, "frames"), 100);

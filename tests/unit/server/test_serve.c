@@ -1,147 +1,11 @@
 /* The program chorale-server against a coordinator and a worker that this test plays over loopback: it joins,
  * restores, applies, checkpoints, finds a new coordinator, comes back after kill -9, leaves when told. */
-#include "common/clock.h"
-#include "common/err.h"
-#include "common/files.h"
-#include "common/log.h"
-#include "common/snapshot.h"
-#include "common/wire.h"
-
-#include <setjmp.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
-#include <cmocka.h>
-
-#define JOB      77
-#define PATIENCE (30 * NS_PER_S)
-
-static char run[64], program[4096];
-static struct facts facts;
-static struct blocks cut;
-static pid_t child;
-
-static void publish(const char *endpoint, uint32_t incarnation)
-{
-    char *path = files_join(run, "members/coordinator");
-    char *text = xprintf("{\"endpoint\":\"%s\",\"incarnation\":%u}", endpoint, incarnation);
-    assert_int_equal(files_write_atomic(path, text, strlen(text)), 0);
-    free(text);
-    free(path);
-}
-
-static void write_set_0(void)
-{
-    struct manifest m = {.job = JOB, .model_hash = facts.model_hash, .num_files = 1};
-    struct shard_state *s = shard_state_new(&cut, 0, cut.count, 0);
-    m.files = xcalloc(1, sizeof *m.files);
-    for (size_t i = 0; i < cut.params; i++) s->weights[i] = 1;
-    assert_int_equal(snapshot_write_shard(run, 0, 0, 1, &facts, s, m.files), 0);
-    assert_int_equal(snapshot_write_manifest(run, &m), 0);
-    manifest_fini(&m);
-    shard_state_free(&s);
-}
+#include "tests/unit/server/serve_bench.h"
 
 static int set_up(void **state)
 {
     (void)state;
-    struct model_spec spec;
-    memset(&spec, 0, sizeof spec);
-    spec.input = spec.feature_dim = 10;
-    spec.stack = spec.skip = 1;
-    spec.targets = 60;
-    spec.num_layers = 1;
-    spec.layers[0].cells = 64;
-    snprintf(run, sizeof run, "/tmp/chorale-serve-XXXXXX");
-    if (!mkdtemp(run)) return -1;
-    assert_int_equal(model_build(&spec, &facts.model), 0);
-    facts.job = JOB;
-    facts.model_hash = model_hash(&facts.model, NULL, NULL);
-    facts.train = (struct data_facts){.utterances = 10, .frames = 1000};
-    blocks_cut(facts.model.params, &cut);
-    assert_int_equal(facts_write(run, &facts), 0);
-    write_set_0();
-    static const char yaml[] = "data: {train: data}\n"
-                               "optimizer: {type: sgd, rate: 0.5, schedule: {type: constant}}\n"
-                               "cluster: {servers: 1, workers: 1, security: none}\n";
-    char *path = files_join(run, "job.yaml"), *members = files_join(run, "members");
-    assert_int_equal(files_write_atomic(path, yaml, sizeof yaml - 1), 0);
-    assert_int_equal(files_make_dirs(members), 0);
-    free(path);
-    free(members);
-    child = 0;
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    if (child) {
-        kill(child, SIGKILL);
-        waitpid(child, NULL, 0);
-    }
-    facts_fini(&facts);
-    return files_remove_tree(run);
-}
-
-static void start_server(const char *more)
-{
-    child = fork();
-    assert_true(child >= 0);
-    if (child > 0) return;
-    execl(program, program, run, "--shard", "0", more, (char *)NULL);
-    _exit(127);
-}
-
-static int end_of_server(void)
-{
-    int status;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    child = 0;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-/* The next message of this type; others are dropped. */
-static struct msg expect(struct wire *w, enum msg_type type, uint64_t *peer, struct frame **payload)
-{
-    struct msg m = {.job = 0};
-    uint64_t begin = clock_now_ns();
-    int link;
-    while (clock_now_ns() - begin < PATIENCE) {
-        struct frame *f = NULL;
-        if (wire_receive(w, 1000, &link, peer, &m, &f) < 0) continue;
-        if (m.type == type) {
-            if (payload)
-                *payload = f;
-            else
-                frame_free(&f);
-            return m;
-        }
-        frame_free(&f);
-    }
-    fail_msg("no %s came", msg_name(type));
-    return m;
-}
-
-static void answer_join(struct wire *w, uint32_t incarnation, uint32_t generation, uint32_t set,
-                        struct msg *join, uint64_t *peer)
-{
-    do *join = expect(w, MSG_JOIN, peer, NULL); /* a killed one may have said it twice */
-    while (join->join.pid != (uint64_t)child);
-    struct msg m = {.type = MSG_JOINED, .job = JOB};
-    m.joined = (struct msg_joined){.member = 5,
-                                   .incarnation = incarnation,
-                                   .job_generation = 1,
-                                   .generation = generation,
-                                   .set = set,
-                                   .shards = 1};
-    assert_int_equal(wire_send(w, WIRE_ROUTER, *peer, &m, NULL), 0);
+    return make_run(64);
 }
 
 /* Orders until a beat says `written`. */
@@ -156,38 +20,6 @@ static struct msg_beat order_set(struct wire *w, uint64_t peer, uint32_t incarna
     }
 }
 
-static void order_command(struct wire *w, uint64_t peer, uint32_t incarnation, enum msg_command command)
-{
-    struct msg m = {.type = MSG_ORDER, .job = JOB};
-    m.order = (struct msg_order){.incarnation = incarnation, .command = command};
-    assert_int_equal(wire_send(w, WIRE_ROUTER, peer, &m, NULL), 0);
-}
-
-static void say_hello(struct wire *w, int link)
-{
-    uint64_t begin = clock_now_ns();
-    struct msg m = {.type = MSG_HELLO, .job = JOB};
-    m.hello = (struct msg_hello){.member = 9, .model_hash = facts.model_hash, .job_generation = 1};
-    while (wire_send(w, link, 0, &m, NULL) == ERR_AGAIN) /* until it is connected */
-        assert_true(clock_now_ns() - begin < PATIENCE);
-}
-
-/* HELLO until it is welcome: a server that has not read its JOINED yet asks for patience. */
-static uint32_t join_shard(struct wire *w, int link)
-{
-    uint64_t begin = clock_now_ns();
-    struct msg m = {.job = 0};
-    struct frame *none = NULL;
-    uint64_t peer;
-    for (say_hello(w, link); m.type != MSG_WELCOME;) {
-        assert_true(clock_now_ns() - begin < PATIENCE);
-        if (wire_receive(w, 1000, &link, &peer, &m, &none) < 0) continue;
-        frame_free(&none);
-        if (m.type == MSG_REFUSED && m.refused.reason == REFUSAL_NOT_READY) say_hello(w, link);
-    }
-    return m.welcome.generation;
-}
-
 /* HELLO, then one push of ones to block 0; returns the first new weight. */
 static float push_once(const char *endpoint, uint32_t generation, uint64_t seq, struct msg_answer *answer)
 {
@@ -196,7 +28,7 @@ static float push_once(const char *endpoint, uint32_t generation, uint64_t seq, 
     uint64_t peer;
     int link = wire_connect(w, endpoint);
     struct msg m;
-    assert_int_equal(join_shard(w, link), generation);
+    assert_int_equal(join_shard(w, link, 9), generation);
     size_t floats = blocks_floats(&cut, 0);
     payload = frame_new(floats * sizeof(float));
     for (size_t i = 0; i < floats; i++) ((float *)frame_data(payload))[i] = 0.01f;
@@ -267,10 +99,10 @@ static void a_hello_before_joined_is_answered_not_lost(void **state)
     start_server(NULL);
     join = expect(w, MSG_JOIN, &peer, NULL);
     int link = wire_connect(worker, join.join.endpoint);
-    say_hello(worker, link);
+    say_hello(worker, link, 9);
     assert_int_equal(expect(worker, MSG_REFUSED, &peer, NULL).refused.reason, REFUSAL_NOT_READY);
     answer_join(w, 1, 1, 0, &join, &peer); /* it is said again */
-    assert_int_equal(join_shard(worker, link), 1);
+    assert_int_equal(join_shard(worker, link, 9), 1);
     order_command(w, peer, 1, COMMAND_FINISH);
     assert_int_equal(end_of_server(), 0);
     wire_free(&worker);
@@ -322,22 +154,6 @@ static void a_refusal_ends_it_with_the_sentence(void **state)
     wire_free(&w);
 }
 
-/* build/VARIANT/bin/chorale-server beside build/VARIANT/tests/server/test_serve */
-static bool find_program(void)
-{
-    char self[4000];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n < 0) return false;
-    self[n] = '\0';
-    for (int i = 0; i < 3; i++) {
-        char *slash = strrchr(self, '/');
-        if (!slash) return false;
-        *slash = '\0';
-    }
-    snprintf(program, sizeof program, "%s/bin/chorale-server", self);
-    return access(program, X_OK) == 0;
-}
-
 int main(void)
 {
 #define RULE(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -347,10 +163,6 @@ int main(void)
         RULE(a_new_coordinator_is_found_and_an_old_one_ignored),
         RULE(a_refusal_ends_it_with_the_sentence),
     };
-    if (!find_program()) {
-        fprintf(stderr, "%s is not built: run make programs\n", program);
-        return 1;
-    }
-    log_set_stderr(LOG_NONE);
+    if (!find_program()) return 1;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -139,7 +139,7 @@ static void a_refusal_uses_up_its_seq_and_leaves_the_weights(void **state)
     world_push(w, 1, 3, 2, big);
     world_expect(world_last(w), VERDICT_NORM, 3, 0);
     for (int i = 0; i < 4; i++) assert_true(world_weights(w, 2)[i] == (float)(i + 1));
-    assert_true(shard_look(w->shard)->momentum[0] == 0 && shard_look(w->shard)->frames[0] == 0);
+    assert_true(shard_look(w->shard)->slot[SLOT_MOMENTUM][0] == 0 && shard_look(w->shard)->frames[0] == 0);
     world_push(w, 1, 4, 2, ones);
     world_expect(world_last(w), VERDICT_APPLIED, 4, 1);
     const struct shard_counts *c = shard_counts(w->shard);
@@ -301,8 +301,8 @@ static void members_below_the_oldest_are_dropped_and_retired(void **state)
         world_push(w, k, 100 + k, 3, ones);
         world_last(w);
     }
-    shard_oldest_member(w->shard, 3);
-    shard_oldest_member(w->shard, 2); /* an order that was overtaken */
+    shard_oldest_member(w->shard, w->now, 3);
+    shard_oldest_member(w->shard, w->now, 2); /* an order that was overtaken */
     assert_int_equal(shard_num_members(w->shard), 2);
     world_push(w, 2, 200, 3, ones);
     assert_int_equal(world_last(w)->m.refused.reason, REFUSAL_HELLO_FIRST);
@@ -321,17 +321,14 @@ static void the_rate_follows_the_frames_of_each_block(void **state)
 {
     (void)state;
     struct shard_options o = world_options();
-    o.rule = (struct update_rule){.type = OPTIMIZER_SGD,
-                                  .rate = 1,
-                                  .schedule = SCHEDULE_HALVE,
-                                  .factor = 0.5,
-                                  .from_epoch = 2,
-                                  .epoch_frames = 20};
+    o.rule = (struct update_rule){.type = OPTIMIZER_SGD};
+    o.pace = (struct pace_rule){
+        .rate = 1, .schedule = SCHEDULE_HALVE, .factor = 0.5, .from_epoch = 2, .epoch_frames = 20};
     const float weights[] = {0, -1, -1.5f, -2, -2.25f, -2.5f};
     for (int newbob = 0; newbob < 2; newbob++) {
         if (newbob) {
-            o.rule.schedule = SCHEDULE_NEWBOB;
-            o.rule.from_epoch = 0;
+            o.pace.schedule = SCHEDULE_NEWBOB;
+            o.pace.from_epoch = 0;
         }
         struct world *w = world_new(&o, NULL);
         if (newbob) shard_halve_from(w->shard, 2);
@@ -377,11 +374,11 @@ static void a_shard_without_blocks_lives(void **state)
 {
     (void)state;
     struct blocks b = world_blocks();
-    struct shard_state *none = shard_state_new(&b, 3, 0, 0);
+    struct shard_state *none = shard_state_new(&b, 3, 0, 0, 0);
     struct shard_options o = world_options();
     struct world *w = world_new(&o, &none);
     for (uint64_t k = 1; k < 4; k++) world_hello(w, k);
-    shard_oldest_member(w->shard, 2);
+    shard_oldest_member(w->shard, w->now, 2);
     struct shard_state *copy = shard_copy(w->shard);
     assert_int_equal(copy->num_members, 2);
     shard_stable(w->shard, copy);

@@ -14,11 +14,11 @@ static const uint64_t ranks[] = {7, 3, 5}; /* members in rank order, not in the 
 static struct world *new_world(bool mean, uint32_t members)
 {
     struct shard_options o = world_options();
-    o.bsp = true;
+    o.mode = CONSISTENCY_BSP;
     o.mean = mean;
     struct world *w = world_new(&o, NULL);
     for (uint32_t k = 0; k < members; k++) world_hello(w, ranks[k]);
-    shard_roster(w->shard, 1, ranks, members);
+    shard_roster(w->shard, w->now, 1, ranks, members);
     return w;
 }
 
@@ -31,14 +31,14 @@ static void without_a_roster_or_outside_it_nothing_is_taken(void **state)
 {
     (void)state;
     struct shard_options o = world_options();
-    o.bsp = true;
+    o.mode = CONSISTENCY_BSP;
     struct world *w = world_new(&o, NULL);
     world_hello(w, 3);
     world_hello(w, 4);
     world_push(w, 3, 1, 2, ones);
     const struct said *s = world_last(w);
     assert_true(s->m.type == MSG_REFUSED && s->m.refused.reason == REFUSAL_NOT_READY);
-    shard_roster(w->shard, 1, ranks + 1, 1);
+    shard_roster(w->shard, w->now, 1, ranks + 1, 1);
     world_push(w, 4, 1, 2, ones);
     assert_int_equal(world_last(w)->m.refused.reason, REFUSAL_NOT_READY);
     world_push(w, 3, 1, 2, ones);
@@ -128,7 +128,8 @@ static void a_roster_of_one_has_the_bits_of_async(void **state)
             }
         }
         const struct shard_state *a = shard_look(alone->shard), *b = shard_look(together->shard);
-        assert_memory_equal(a->momentum, b->momentum, shard_state_floats(a) * sizeof(float));
+        assert_memory_equal(a->slot[SLOT_MOMENTUM], b->slot[SLOT_MOMENTUM],
+                            shard_state_floats(a) * sizeof(float));
         assert_memory_equal(a->frames, b->frames, COUNT * sizeof *a->frames);
         world_free(&together);
         world_free(&alone);
@@ -219,12 +220,12 @@ static void a_step_of_no_frames_changes_nothing(void **state)
         world_expect(&w->said[k], VERDICT_APPLIED, 2, 1);
         assert_memory_equal(w->said[k].payload, weights, sizeof weights);
     }
-    assert_true(shard_look(w->shard)->momentum[0] == 2);
+    assert_true(shard_look(w->shard)->slot[SLOT_MOMENTUM][0] == 2);
     w->num_said = 0;
     push_zeros(w, 7, 3); /* one of them has frames: a step */
     world_push(w, 3, 3, 2, ones);
     world_expect(&w->said[2], VERDICT_APPLIED, 3, 2);
-    assert_true(shard_look(w->shard)->momentum[0] == 2);
+    assert_true(shard_look(w->shard)->slot[SLOT_MOMENTUM][0] == 2);
     world_free(&w);
 }
 
@@ -238,9 +239,9 @@ static void a_new_roster_drops_what_was_held(void **state)
     struct shard_state *copy = shard_copy(w->shard);
     assert_int_equal(copy->last_seq[0] + copy->last_seq[COUNT], 0);
     shard_state_free(&copy);
-    shard_roster(w->shard, 1, ranks + 1, 1); /* an old order changes nothing */
-    shard_roster(w->shard, 2, ranks, 1);
-    shard_roster(w->shard, 1, ranks, 2);
+    shard_roster(w->shard, w->now, 1, ranks + 1, 1); /* an old order changes nothing */
+    shard_roster(w->shard, w->now, 2, ranks, 1);
+    shard_roster(w->shard, w->now, 1, ranks, 2);
     world_push(w, 7, 1, 2, ones);
     const struct said *s = world_last(w);
     world_expect(s, VERDICT_APPLIED, 1, 1);

@@ -60,7 +60,7 @@ static void stable_moves_with_its_member(void **state)
     assert_int_equal(world_last(w)->m.answer.stable, 0);
     world_push(w, 20, 7, 2, ones);
     assert_int_equal(world_last(w)->m.answer.stable, 6);
-    shard_oldest_member(w->shard, 20);
+    shard_oldest_member(w->shard, w->now, 20);
     world_push(w, 20, 8, 2, ones);
     assert_int_equal(world_last(w)->m.answer.stable, 6);
     world_free(&w);

@@ -20,9 +20,13 @@ static void make(struct capsule *c)
                           .windows = 7,
                           .frames = 1234567890123,
                           .nonfinite = 2,
-                          .state_size = 5};
+                          .threads = 2,
+                          .state_size = 5,
+                          .residual_size = 7};
     c->state = xcalloc(5, sizeof *c->state);
+    c->residual = xcalloc(7, sizeof *c->residual);
     for (int i = 0; i < 5; i++) c->state[i] = (float)i / 3.0f - 0.5f;
+    for (int i = 0; i < 7; i++) c->residual[i] = 1e-3f / (float)(i + 1);
     c->feed = (struct feed_image){.num_leases = 2, .num_queues = 3, .num_cursors = 3};
     c->feed.leases = xcalloc(2, sizeof *c->feed.leases);
     c->feed.queues = xcalloc(3, sizeof *c->feed.queues);
@@ -68,6 +72,9 @@ static void test_a_capsule_comes_back_as_it_was_written(void **state)
     assert_same(&c, &back);
     assert_true(back.model_hash == c.model_hash && back.frames == c.frames && back.windows == 7);
     assert_int_equal(back.nonfinite, 2);
+    assert_int_equal(back.threads, 2);
+    assert_int_equal(back.residual_size, 7);
+    assert_memory_equal(back.residual, c.residual, 7 * sizeof *c.residual);
     assert_memory_equal(back.state, c.state, 5 * sizeof *c.state);
     assert_memory_equal(&back.feed.leases[1], &c.feed.leases[1], sizeof(struct feed_lease));
     assert_int_equal(back.feed.queues[2].position, 13);
@@ -75,6 +82,43 @@ static void test_a_capsule_comes_back_as_it_was_written(void **state)
     free(bytes);
     capsule_fini(&c);
     capsule_fini(&back);
+}
+
+static void put_hash(uint8_t *bytes, size_t len);
+
+/* A checkpoint of an earlier version: the sentence says so, and nothing is read. */
+static void test_a_capsule_of_the_version_before_is_refused_by_name(void **state)
+{
+    (void)state;
+    struct capsule c, back;
+    size_t len;
+    make(&c);
+    uint8_t *bytes = capsule_write(&c, &len);
+    assert_memory_equal(bytes, "CHORALE2", 8);
+    bytes[7] = '1';
+    put_hash(bytes, len);
+    assert_int_equal(capsule_read(bytes, len, &back), ERR_DATA);
+    assert_non_null(strstr(err_text(), "another version"));
+    free(bytes);
+    capsule_fini(&c);
+}
+
+/* Sizes are compared with what is there before anything is allocated: a length near 2^64 is refused. */
+static void test_a_size_beyond_the_bytes_is_refused(void **state)
+{
+    (void)state;
+    struct capsule c = {.model_hash = 1}, back;
+    size_t len;
+    for (size_t at = 5; at <= 6; at++) { /* word, 4 counters, threads, state's size, residual's size */
+        uint8_t *bytes = capsule_write(&c, &len);
+        for (int n = 0; n < 3; n++) {
+            uint64_t size = n == 0 ? UINT64_MAX : n == 1 ? UINT64_MAX / 4 + 1 : len / 4;
+            memcpy(bytes + 8 + 8 * at, &size, 8);
+            put_hash(bytes, len);
+            assert_int_equal(capsule_read(bytes, len, &back), ERR_DATA);
+        }
+        free(bytes);
+    }
 }
 
 static void test_an_empty_feed_and_no_state_are_a_capsule_too(void **state)
@@ -85,6 +129,7 @@ static void test_an_empty_feed_and_no_state_are_a_capsule_too(void **state)
     void *bytes = capsule_write(&c, &len);
     assert_int_equal(capsule_read(bytes, len, &back), 0);
     assert_int_equal(back.feed.num_leases + back.feed.num_queues + back.state_size, 0);
+    assert_int_equal(back.residual_size, 0);
     free(bytes);
     capsule_fini(&back);
 }
@@ -158,6 +203,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_capsule_comes_back_as_it_was_written),
+        cmocka_unit_test(test_a_capsule_of_the_version_before_is_refused_by_name),
+        cmocka_unit_test(test_a_size_beyond_the_bytes_is_refused),
         cmocka_unit_test(test_an_empty_feed_and_no_state_are_a_capsule_too),
         cmocka_unit_test(test_a_truncated_capsule_is_refused),
         cmocka_unit_test(test_a_capsule_with_a_flipped_bit_is_refused),

@@ -401,6 +401,33 @@ static void nan_weight_is_noticed(void **state)
     fixture_free(&f);
 }
 
+static void count_call(void *ctx)
+{
+    ++*(size_t *)ctx;
+}
+
+/* Rule: `between` is called at least once per frame of every layer forward and again backward, and changes no
+ * bit. */
+static void between_is_called_for_every_frame_of_every_layer(void **state)
+{
+    (void)state;
+    struct fixture f;
+    fixture_init(&f, 23, 11, 2);
+    size_t calls = 0, least = 11 * f.model.spec.num_layers;
+    struct net_options o = {
+        .window = 11, .streams = 2, .trains = true, .between = count_call, .between_ctx = &calls};
+    struct net *n = net_new(&f.model, &o);
+    struct net_result r = run_window(n, f.params, &f.data, NULL);
+    assert_in_range(calls, least, 2 * least);
+    calls = 0;
+    net_backward(n, f.params, f.data.x, f.data.reset, f.grad);
+    assert_in_range(calls, least, 2 * least);
+    assert_true(run_window(f.net, f.params, &f.data, f.other).loss == r.loss);
+    assert_memory_equal(f.grad, f.other, f.model.params * sizeof(real));
+    net_free(&n);
+    fixture_free(&f);
+}
+
 /* Rule: clip_norm scales, reports the norm before the clip, clips to the limit, and leaves what is not
  * finite. */
 static void clip_norm_scales_and_clips(void **state)
@@ -440,6 +467,7 @@ int main(void)
         cmocka_unit_test(gate_delta_clip_limits_each_delta),
         cmocka_unit_test(cell_clip_can_be_overridden),
         cmocka_unit_test(nan_weight_is_noticed),
+        cmocka_unit_test(between_is_called_for_every_frame_of_every_layer),
         cmocka_unit_test(clip_norm_scales_and_clips),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
