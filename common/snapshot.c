@@ -31,6 +31,7 @@ struct shard_state *shard_state_new(const struct blocks *b, uint32_t first, uint
     s->weights = xaligned((floats + 1) * sizeof(float));
     s->version = xcalloc((size_t)count + 1, sizeof(uint64_t));
     s->frames = xcalloc((size_t)count + 1, sizeof(uint64_t));
+    s->since = xcalloc((size_t)count + 1, sizeof(uint64_t));
     s->members = xcalloc((size_t)members + 1, sizeof(uint64_t));
     s->last_seq = xcalloc(cells + 1, sizeof(uint64_t));
     s->verdict = xcalloc(cells + 1, 1);
@@ -58,6 +59,16 @@ void shard_state_set_slots(struct shard_state *s, unsigned slots)
     }
 }
 
+void shard_state_set_optimizer(struct shard_state *s, enum optimizer_type optimizer, unsigned slots)
+{
+    if (s->optimizer != optimizer) {
+        shard_state_set_slots(s, 0);
+        memcpy(s->since, s->version, s->count * sizeof *s->since);
+    }
+    s->optimizer = optimizer;
+    shard_state_set_slots(s, slots);
+}
+
 void shard_state_free(struct shard_state **s)
 {
     if (!*s) return;
@@ -65,6 +76,7 @@ void shard_state_free(struct shard_state **s)
     shard_state_set_slots(*s, 0);
     free((*s)->version);
     free((*s)->frames);
+    free((*s)->since);
     free((*s)->members);
     free((*s)->last_seq);
     free((*s)->verdict);
@@ -98,14 +110,15 @@ static int write_state(const char *path, const struct safetensors_pair *pairs, s
                        const struct shard_state *s, struct snapshot_file *out)
 {
     uint64_t count = s->count, members = s->num_members, floats = shard_state_floats(s);
-    struct safetensor tensors[6 + SHARD_SLOTS] = {
+    struct safetensor tensors[7 + SHARD_SLOTS] = {
         {"versions", TENSOR_U64, 1, {count}, s->version, 0, 0},
         {"frames", TENSOR_U64, 1, {count}, s->frames, 0, 0},
+        {"since", TENSOR_U64, 1, {count}, s->since, 0, 0},
         {"members", TENSOR_U64, 1, {members}, s->members, 0, 0},
         {"last_seq", TENSOR_U64, 2, {members, count}, s->last_seq, 0, 0},
         {"weights", TENSOR_F32, 1, {floats}, s->weights, 0, 0},
     };
-    size_t n = 5; /* of them, so far */
+    size_t n = 6; /* of them, so far */
     for (int k = 0; k < SHARD_SLOTS; k++)
         if (s->slot[k])
             tensors[n++] = (struct safetensor){slot_names[k], TENSOR_F32, 1, {floats}, s->slot[k], 0, 0};
@@ -116,13 +129,19 @@ static int write_state(const char *path, const struct safetensors_pair *pairs, s
 int snapshot_write_shard(const char *run, uint32_t set, uint32_t shard, uint32_t shards,
                          const struct facts *f, const struct shard_state *s, struct snapshot_file *out)
 {
-    char *texts[] = {
-        xstrdup("chorale-shard"),     xprintf("%016" PRIx64, f->job), xprintf("%016" PRIx64, f->model_hash),
-        xprintf("%u", set),           xprintf("%u", shard),           xprintf("%u", shards),
-        xprintf("%u", s->first),      xprintf("%u", s->count),        xprintf("%zu", s->blocks.params),
-        xprintf("%u", s->blocks.size)};
-    static const char *const keys[] = {"format", "job",   "model_hash", "set",    "shard",
-                                       "shards", "first", "count",      "params", "block_size"};
+    char *texts[] = {xstrdup("chorale-shard"),
+                     xprintf("%016" PRIx64, f->job),
+                     xprintf("%016" PRIx64, f->model_hash),
+                     xprintf("%u", set),
+                     xprintf("%u", shard),
+                     xprintf("%u", shards),
+                     xprintf("%u", s->first),
+                     xprintf("%u", s->count),
+                     xprintf("%zu", s->blocks.params),
+                     xprintf("%u", s->blocks.size),
+                     xprintf("%u", s->optimizer)};
+    static const char *const keys[] = {"format", "job",   "model_hash", "set",        "shard",    "shards",
+                                       "first",  "count", "params",     "block_size", "optimizer"};
     struct safetensors_pair pairs[sizeof keys / sizeof keys[0]];
     struct snapshot_file file = {.first = s->first, .count = s->count};
     snapshot_shard_name(shard, shards, file.name);
@@ -152,7 +171,7 @@ static bool metadata_number(const struct safetensors *s, const char *key, uint64
 static int check_identity(struct shard_file *s, const char *path, const struct facts *f)
 {
     const char *format = safetensors_metadata(s->file, "format");
-    uint64_t job, hash, set, first, count, params, size;
+    uint64_t job, hash, set, first, count, params, size, optimizer;
     if (!format || strcmp(format, "chorale-shard") != 0)
         return err_set(ERR_DATA, "%s is not a shard of a checkpoint", path);
     if (!facts_parse_hash(safetensors_metadata(s->file, "job"), &job) ||
@@ -176,6 +195,8 @@ static int check_identity(struct shard_file *s, const char *path, const struct f
             "%s is cut in another way than this version of Chorale does it; go on with the version "
             "that began this run",
             path);
+    if (!metadata_number(s->file, "optimizer", OPTIMIZER_ADAMW, &optimizer)) optimizer = OPTIMIZER_MOMENTUM;
+    s->optimizer = (enum optimizer_type)optimizer; /* files of before there were others do not say */
     s->set = (uint32_t)set;
     s->first = (uint32_t)first;
     s->count = (uint32_t)count;
@@ -204,6 +225,8 @@ static int check_tensors(struct shard_file *s, const char *path, const struct fa
     const uint64_t table[2] = {members->shape[0], s->count};
     int rc = safetensors_expect(s->file, "versions", TENSOR_U64, 1, &table[1], &s->versions);
     if (rc == 0) rc = safetensors_expect(s->file, "frames", TENSOR_U64, 1, &table[1], &s->frames);
+    if (rc == 0 && safetensors_find(s->file, "since"))
+        rc = safetensors_expect(s->file, "since", TENSOR_U64, 1, &table[1], &s->since);
     if (rc == 0) rc = safetensors_expect(s->file, "weights", TENSOR_F32, 1, &floats, &s->weights);
     if (rc == 0) rc = check_slots(s, floats);
     if (rc == 0) rc = safetensors_expect(s->file, "last_seq", TENSOR_U64, 2, table, &s->last_seq);
@@ -278,6 +301,8 @@ int shard_file_copy(const struct shard_file *s, struct shard_state *into)
         if (s->slot[k]) rc = safetensors_read(s->file, s->slot[k], source, bytes, into->slot[k] + target);
     if (rc == 0) rc = safetensors_read(s->file, s->versions, skip, n, into->version + at);
     if (rc == 0) rc = safetensors_read(s->file, s->frames, skip, n, into->frames + at);
+    if (rc == 0 && s->since) rc = safetensors_read(s->file, s->since, skip, n, into->since + at);
+    into->optimizer = s->optimizer;
     if (rc == 0) rc = copy_table(s, from, to, into);
     return rc;
 }

@@ -45,9 +45,11 @@ enum shard_slot { SLOT_MOMENTUM, SLOT_SQUARE, SHARD_SLOTS };
 struct shard_state {
     struct blocks blocks; /* of the whole vector */
     uint32_t first, count;
-    float *weights;             /* floats of these blocks, one after the other; owned */
-    float *slot[SHARD_SLOTS];   /* the same; owned, NULL: this optimizer has none */
-    uint64_t *version, *frames; /* (count), owned: updates and frames applied */
+    float *weights;                /* floats of these blocks, one after the other; owned */
+    float *slot[SHARD_SLOTS];      /* the same; owned, NULL: this optimizer has none */
+    uint64_t *version, *frames;    /* (count), owned: updates and frames applied */
+    enum optimizer_type optimizer; /* whose state the slots are */
+    uint64_t *since;               /* (count), owned: version at which that state began */
     uint32_t num_members;
     uint64_t *members;  /* (num_members), rising, owned */
     uint64_t *last_seq; /* (num_members, count), owned: last seq with a verdict */
@@ -60,6 +62,9 @@ struct shard_state *shard_state_new(const struct blocks *b, uint32_t first, uint
 unsigned shard_state_slots(const struct shard_state *s);
 /* The slots become exactly these: new ones are zero, others are freed. */
 void shard_state_set_slots(struct shard_state *s, unsigned slots);
+/* The state is for this optimizer, with these slots, from now on. What another one left means nothing to it:
+ * its slots then begin anew, at the present versions. */
+void shard_state_set_optimizer(struct shard_state *s, enum optimizer_type optimizer, unsigned slots);
 void shard_state_free(struct shard_state **s);
 size_t shard_state_floats(const struct shard_state *s);
 

@@ -41,6 +41,8 @@ void snapshot_shard_name(uint32_t shard, uint32_t shards, char out[64]);
 struct shard_file {
     struct safetensors *file;
     const struct safetensor *weights, *versions, *frames, *members, *last_seq, *verdicts;
+    const struct safetensor *since; /* NULL: an old file, 0 everywhere */
+    enum optimizer_type optimizer;
     const struct safetensor *slot[SHARD_SLOTS]; /* NULL: the file does not have it */
     unsigned slots;                             /* bit k: slot k is there */
     uint32_t set, first, count, num_members;

@@ -41,8 +41,8 @@ static int print_help(void)
          "but where the mode changes to bsp or from it, that epoch begins anew.\n"
          "\n"
          "Options that can be changed: consistency.*, optimizer.*, exchange.*,\n"
-         "checkpoint.interval_s, checkpoint.keep, train.epochs, train.norm_clip. A run that\n"
-         "has been trained with another optimizer cannot go on with adam or adamw.\n"
+         "checkpoint.interval_s, checkpoint.keep, train.epochs, train.norm_clip. Another\n"
+         "optimizer begins without the state (momentum, squares) of the one before it.\n"
          "`chorale init --help` explains them.\n"
          "Exit status: 0 changed or as it was, 2 usage, 7 storage.");
     return 0;
@@ -127,25 +127,6 @@ static bool are_equal(const struct config *a, const struct config *b)
     return equal;
 }
 
-static bool is_adam(const struct config *c)
-{
-    return c->optimizer.type == OPTIMIZER_ADAM || c->optimizer.type == OPTIMIZER_ADAMW;
-}
-
-/* Adam counts the updates of its moments: with those of another optimizer, or none, after many updates of the
- * weights its first steps would be far too large. */
-static int check_optimizer(const char *run, const struct config *from, const struct config *to)
-{
-    char *journal = files_join(run, "journal");
-    bool has_trained = files_exists(journal);
-    free(journal);
-    if (!has_trained || !is_adam(to) || is_adam(from)) return 0;
-    return err_set(ERR_USAGE,
-                   "optimizer.type cannot become adam or adamw in %s, which has been trained without; make a "
-                   "new run for it",
-                   run);
-}
-
 /* ------------------------------------------------------------------ telling */
 
 static bool is_in_last_epoch(const char *run, const struct config *to)
@@ -204,9 +185,7 @@ static int set_locked(const char *run, char *const *sets, size_t count, bool run
     if (rc == 0) {
         rc = merge(files_exists(next) ? next : job, sets, count, &to);
         if (rc == 0) {
-            rc = check_optimizer(run, &from, &to);
-            if (rc == 0)
-                rc = are_equal(&from, &to) ? take_back(run, next) : write_change(run, next, &to, runs);
+            rc = are_equal(&from, &to) ? take_back(run, next) : write_change(run, next, &to, runs);
             config_free(&to);
         }
         config_free(&from);

@@ -21,7 +21,7 @@ struct shard *shard_new(const struct shard_options *o, const struct shard_io *io
     s->state = st;
     *state = NULL;
     if (o->mode == CONSISTENCY_BSP) s->o.rule.compensation = 0; /* nobody is late */
-    shard_state_set_slots(st, update_slots(&s->o.rule));
+    shard_state_set_optimizer(st, s->o.rule.type, update_slots(&s->o.rule));
     admit_init(&s->table, st, o->max_members);
     pace_init(&s->pace, &o->pace);
     roster_init(&s->roster, st->count);
@@ -218,6 +218,8 @@ struct shard_state *shard_copy(const struct shard *s)
     memcpy(b->weights, a->weights, floats * sizeof *a->weights);
     for (int k = 0; k < SHARD_SLOTS; k++)
         if (a->slot[k]) memcpy(b->slot[k], a->slot[k], floats * sizeof *a->slot[k]);
+    b->optimizer = a->optimizer;
+    memcpy(b->since, a->since, a->count * sizeof *a->since);
     memcpy(b->version, a->version, a->count * sizeof *a->version);
     memcpy(b->frames, a->frames, a->count * sizeof *a->frames);
     if (cells == 0) return b;

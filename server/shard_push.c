@@ -78,7 +78,7 @@ void shard_push_apply(struct shard *s, uint32_t local, float *g, uint64_t frames
                       const float *backup)
 {
     struct shard_state *st = s->state;
-    struct update_step step = {.number = st->version[local] + 1};
+    struct update_step step = {.number = st->version[local] - st->since[local] + 1};
     struct update_block block = {
         .g = g,
         .weights = shard_weights(s, local),

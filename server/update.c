@@ -15,7 +15,7 @@
  * too where errno is not asked for (Makefile). */
 #define CHUNK      256
 #define LANES      8
-#define NORM_LANES 64 /* sums so far apart that none waits for the one before */
+#define NORM_LANES 32 /* sums so far apart that none waits for the one before */
 
 void update_rule_from(const struct config *c, struct update_rule *out)
 {
@@ -229,14 +229,34 @@ void update_apply(const struct update_rule *r, const struct update_step *s, cons
 
 /* --- sums */
 
+/* In double precision throughout: a square overflows for no float. */
+static double exact_sum_of_squares(const float *g, size_t n)
+{
+    double sum[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int k = 0; k < LANES; k++) sum[k] += (double)g[i + k] * (double)g[i + k];
+    for (; i < n; i++) sum[0] += (double)g[i] * (double)g[i];
+    for (int k = 1; k < LANES; k++) sum[0] += sum[k];
+    return sum[0];
+}
+
+/* Of CHUNK floats: eight squares a lane in single precision, the lanes in double. */
+static void add_squares(const float *restrict g, double *restrict sum)
+{
+    float lane[NORM_LANES] = {0};
+    for (int i = 0; i < CHUNK; i += NORM_LANES)
+        for (int k = 0; k < NORM_LANES; k++) lane[k] += g[i + k] * g[i + k];
+    for (int k = 0; k < NORM_LANES; k++) sum[k] += (double)lane[k];
+}
+
 double update_norm(const float *g, size_t n)
 {
-    double sum[NORM_LANES] = {0};
-    size_t i = 0;
-    for (; i + NORM_LANES <= n; i += NORM_LANES)
-        for (int k = 0; k < NORM_LANES; k++) sum[k] += (double)g[i + k] * (double)g[i + k];
-    for (; i < n; i++) sum[0] += (double)g[i] * (double)g[i];
+    size_t whole = n - n % CHUNK;
+    double sum[NORM_LANES] = {exact_sum_of_squares(g + whole, n - whole)};
+    for (size_t i = 0; i < whole; i += CHUNK) add_squares(g + i, sum);
     for (int k = 1; k < NORM_LANES; k++) sum[0] += sum[k];
+    if (!isfinite(sum[0])) sum[0] = exact_sum_of_squares(g, n); /* or a square too large for a float */
     return sqrt(sum[0]);
 }
 

@@ -50,7 +50,7 @@ struct update_block {
 };
 void update_apply(const struct update_rule *r, const struct update_step *s, const struct update_block *b);
 
-/* L2 norm, summed in double precision in a fixed order; not finite exactly if some number of g is not. One
+/* L2 norm to single precision, summed in a fixed order; not finite exactly if some number of g is not. One
  * pass, no branch per element. */
 double update_norm(const float *g, size_t n);
 /* bsp: sum += g, element by element; and g /= by. */

@@ -51,9 +51,9 @@ struct exchange_counts {
     uint64_t resent;
     uint64_t staleness_sum, staleness_max; /* versions, over applied blocks */
     uint64_t corrupt, unexpected;
-    uint64_t waits, wait_ns;      /* exchanges that a bound or a roster kept waiting, and for how long */
-    uint64_t left_out;            /* tickets: steps that went on without our gradient */
-    uint64_t bytes_out, bytes_in; /* payload */
+    uint64_t waits, wait_ns; /* exchanges that a bound or a roster kept waiting, and for how long */
+    uint64_t left_out; /* tickets: steps that went on without our gradient; none of its blocks counts above */
+    uint64_t bytes_out, bytes_in; /* payload, with resends */
 };
 
 struct exchange;
@@ -81,7 +81,7 @@ bool exchange_read_failed(const struct exchange *x);
 void exchange_push(struct exchange *x, uint64_t now, float *grad, uint64_t frames, const struct weights *base,
                    struct weights *into, bool pull);
 bool exchange_idle(const struct exchange *x);
-/* No frame that borrows grad is left in any queue. */
+/* No frame that borrows grad, or what was encoded of it, is left in any queue. */
 bool exchange_drained(const struct exchange *x);
 uint64_t exchange_seq(const struct exchange *x); /* of the last push */
 /* Error feedback: what the wire type took off the gradients so far, (P); NULL for fp32. Part of a capsule; to

@@ -182,7 +182,7 @@ static void make(struct serial *s, int workers)
     update_rule_from(c, &s->rule);
     pace_rule_from(c, s->job.facts.train.frames, &pace);
     pace_init(&s->pace, &pace);
-    shard_state_set_slots(s->server, update_slots(&s->rule));
+    shard_state_set_optimizer(s->server, s->rule.type, update_slots(&s->rule));
     struct net_options o = {.window = c->train.window,
                             .streams = s->S,
                             .gate_delta_clip = (float)c->train.gate_clip,

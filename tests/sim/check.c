@@ -16,41 +16,45 @@ const struct sim_file *disk_file(const struct disk *d, uint32_t shard, int64_t s
     return found;
 }
 
-uint32_t check_windows(const struct plan *p, uint32_t epoch, uint32_t begin)
+bool check_is_pad(const struct sim *s, uint64_t member, uint64_t seq)
 {
-    return p->mode == MODE_BSP ? 3 : 1 + (epoch + begin) % 3;
+    for (size_t i = s->num_pads; i-- > 0;)
+        if (s->pads[i].member == member && s->pads[i].seq == seq) return true;
+    return false;
 }
 
-/* Windows of a job in which nothing is lost and nothing is done twice. */
-static uint64_t exact_windows(const struct plan *p)
-{
-    uint64_t steps = 0;
-    for (uint32_t e = 0; e < p->epochs; e++) {
-        if (p->mode == MODE_BSP) steps += (uint64_t)p->workers * check_windows(p, e, 0);
-        for (uint32_t b = 0; b < p->utterances && p->mode != MODE_BSP; b += p->chunk)
-            steps += check_windows(p, e, b);
-    }
-    return steps;
-}
-
-/* After every message to a server: weights, versions and the oracle say the same. In bsp a step adds up the
- * pushes of all, of which some may be padding. */
+/* After every message to a server: weights, versions and the oracle say the same. In step an update adds up
+ * the pushes of all, of which some may be padding. */
 void check_shard(struct sim *s, struct proc *p)
 {
     const struct shard_state *st = server_state(p);
     const struct oracle *o = server_oracle(p);
-    bool bsp = s->plan.mode == MODE_BSP;
     for (uint32_t b = 0; st && b < st->count; b++) {
-        size_t n = o->lists[b].n / (bsp ? s->plan.workers : 1);
+        const struct oracle_list *l = &o->lists[b];
         size_t at = blocks_offset(&st->blocks, st->first + b) - blocks_offset(&st->blocks, st->first);
-        if (bsp ? st->version[b] > n : st->version[b] != n || st->frames[b] != n)
+        if (st->version[b] != l->updates || st->frames[b] != l->frames)
             sim_broken(s,
-                       "a version is the number of updates: block %u of shard %u has version %lu after %zu",
-                       st->first + b, p->slot, (unsigned long)st->version[b], n);
+                       "a version is the number of updates: block %u of shard %u has version %lu, %lu frames "
+                       "after %lu updates, %lu frames",
+                       st->first + b, p->slot, (unsigned long)st->version[b], (unsigned long)st->frames[b],
+                       (unsigned long)l->updates, (unsigned long)l->frames);
         for (uint32_t i = 0; i < blocks_floats(&st->blocks, st->first + b); i++)
             if (st->weights[at + i] != -(float)st->frames[b])
                 sim_broken(s, "a block is applied whole: weight %u of block %u is %g after %lu frames", i,
                            st->first + b, (double)st->weights[at + i], (unsigned long)st->frames[b]);
+    }
+}
+
+/* Weights that came to a worker: all of a block are of one version of it. */
+void check_landed(struct sim *s, struct proc *p, const float *weights)
+{
+    const struct blocks *bl = &s->plan.blocks;
+    for (uint32_t b = 0; b < bl->count; b++) {
+        const float *w = weights + blocks_offset(bl, b);
+        for (uint32_t i = 1; i < blocks_floats(bl, b); i++)
+            if (w[i] != w[0])
+                sim_broken(s, "a block lands whole: worker %u has %g and %g in block %u", p->slot,
+                           (double)w[0], (double)w[i], b);
     }
 }
 
@@ -95,6 +99,13 @@ static uint64_t member_of(const struct sim *s, uint64_t pid)
     return p && !p->dead && p->worker ? worker_member(p) : 0;
 }
 
+/* Applied to it, or refused once and for all. */
+static bool is_decided(const struct sim *s, const struct oracle *o, uint32_t block, uint64_t member,
+                       uint64_t seq)
+{
+    return oracle_has(o, block, member, seq) || oracle_has(s->refused, block, member, seq);
+}
+
 /* peer: the pid that the answer goes to. */
 void check_answer(struct sim *s, struct proc *p, uint64_t peer, const struct msg *m)
 {
@@ -105,7 +116,7 @@ void check_answer(struct sim *s, struct proc *p, uint64_t peer, const struct msg
     uint64_t member = member_of(s, peer);
     if (m->answer.stable == 0 || member == 0) return;
     const struct sim_file *f = disk_file(&s->disk, p->slot, -1);
-    if (!oracle_has(f->oracle, m->answer.block, member, m->answer.stable))
+    if (!is_decided(s, f->oracle, m->answer.block, member, m->answer.stable))
         sim_broken(
             s,
             "what is told as stable is on the disk: seq %lu of member %lu, block %u, newest file is set %u",
@@ -136,7 +147,7 @@ void check_restored(struct sim *s, struct proc *p)
     for (size_t i = 0; i < s->num_stables; i++) {
         const struct stable_seen *t = &s->stables[i];
         if (t->block < st->first || t->block - st->first >= st->count) continue;
-        if (!oracle_has(o, t->block, t->member, t->seq))
+        if (!is_decided(s, o, t->block, t->member, t->seq))
             sim_broken(
                 s, "what was stable survives: seq %lu of member %lu is not in block %u of the restored shard",
                 (unsigned long)t->seq, (unsigned long)t->member, t->block);
@@ -165,14 +176,15 @@ void check_account(struct sim *s, struct proc *p)
                    (unsigned long)a.leased, (unsigned long)a.used, (unsigned long)a.chunks);
 }
 
-/* A push that was under way when a server fell is lost, and counted as lost: the chunk goes on all the same.
- */
+/* A push that was under way when a server fell is lost, and counted as lost, one that a step did without is
+ * dropped: the chunk goes on all the same. */
 static bool is_covered(const struct sim *s, const struct oracle *const *final, uint32_t epoch,
-                       uint32_t utterance)
+                       uint32_t utterance, uint32_t residue)
 {
     for (size_t i = 0; i < s->num_uses; i++) {
         const struct use *u = &s->uses[i];
-        if (u->epoch != epoch || utterance < u->begin || utterance >= u->end) continue;
+        if (u->epoch != epoch || u->residue != residue || utterance < u->begin || utterance >= u->end)
+            continue;
         if (u->lost) return true;
         bool all = true;
         for (uint32_t k = 0; k < s->plan.shards && all; k++)
@@ -183,26 +195,99 @@ static bool is_covered(const struct sim *s, const struct oracle *const *final, u
     return false;
 }
 
-/* The last set holds every utterance of every epoch, and in an exact job every step once. */
-void check_end(struct sim *s)
+static void check_covered(struct sim *s, const struct oracle *const *final)
 {
     const struct plan *p = &s->plan;
+    for (uint32_t e = 0; e < p->epochs; e++) {
+        bool in_step = plan_in_step(p->epoch_modes[e]);
+        for (uint32_t k = 0; k < (in_step ? p->workers : p->utterances); k++)
+            if (!is_covered(s, final, e, in_step ? 0 : k, in_step ? k * SIM_STREAMS : 0))
+                sim_broken(s, "every utterance is used: %s %u of epoch %u is in no push of the last set",
+                           in_step ? "rank" : "utterance", k, e);
+    }
+}
+
+/* Windows of a job in which nothing is lost and nothing is done twice. */
+static uint64_t exact_windows(const struct plan *p)
+{
+    uint64_t n = 0;
+    for (uint32_t e = 0; e < p->epochs; e++) {
+        enum sim_mode m = p->epoch_modes[e];
+        uint32_t end = plan_in_step(m) ? p->workers : p->utterances, by = plan_in_step(m) ? 1 : p->chunk;
+        for (uint32_t at = 0; at < end; at += by) n += plan_windows(m, e, at);
+    }
+    return n;
+}
+
+/* Alone, or all together, or with nothing that goes wrong. */
+static bool is_exact(const struct plan *p)
+{
+    bool exact = true;
+    for (uint32_t e = 0; e < p->epochs; e++)
+        exact &= p->epoch_modes[e] == MODE_ONE || p->epoch_modes[e] == MODE_BSP;
+    return exact || plan_is_calm(p);
+}
+
+static void check_exact(struct sim *s, const struct shard_state *st)
+{
+    const struct plan *p = &s->plan;
+    for (uint32_t b = 0; b < st->count && is_exact(p); b++) {
+        uint64_t dropped = s->left_out, n = exact_windows(p);
+        if (plan_is_calm(p) && !plan_in_step(p->mode)) dropped += s->refused->lists[st->first + b].n;
+        if (st->frames[b] + (plan_is_calm(p) ? dropped : 0) != n)
+            sim_broken(s,
+                       "an exact job takes each window once: block %u ends at %lu of %lu, %lu were dropped",
+                       st->first + b, (unsigned long)st->frames[b], (unsigned long)n, (unsigned long)dropped);
+    }
+}
+
+static bool is_same_chunk(const struct use *a, const struct use *b)
+{
+    return a->epoch == b->epoch && a->begin == b->begin && a->residue == b->residue;
+}
+
+/* What the coordinator counts as done twice was; where nothing goes wrong nothing is. */
+static void check_doubled(struct sim *s, struct proc *p)
+{
+    struct coordinate_account a;
+    uint64_t twice = 0;
+    coordinate_account(p->coordinator, &a);
+    for (size_t i = 0; i < s->num_uses; i++) {
+        size_t k = 0;
+        while (k < i && !is_same_chunk(&s->uses[k], &s->uses[i])) k++;
+        twice += k < i;
+    }
+    if (a.doubled > twice || (plan_is_calm(&s->plan) && (twice || a.reopened)))
+        sim_broken(
+            s, "what is done twice is counted: %lu chunks are, the coordinator has %lu doubled, %lu reopened",
+            (unsigned long)twice, (unsigned long)a.doubled, (unsigned long)a.reopened);
+}
+
+/* A warm start is of one worker alone. */
+static void check_warm(struct sim *s)
+{
+    for (size_t i = 1; i < s->num_uses && 10 * i < s->plan.warm && plan_is_calm(&s->plan); i++)
+        if (s->uses[i].member != s->uses[0].member)
+            sim_broken(
+                s, "one worker begins alone: chunk %zu is of member %lu, %lu frames are to be of member %lu",
+                i, (unsigned long)s->uses[i].member, (unsigned long)s->plan.warm,
+                (unsigned long)s->uses[0].member);
+}
+
+/* The last set holds every utterance of every epoch, and in an exact job every step once. */
+void check_end(struct sim *s, struct proc *p)
+{
     const struct sim_set *set = &s->disk.sets[s->disk.num_sets - 1];
     const struct oracle *final[SIM_SHARDS];
     if (!set->final) sim_broken(s, "a job ends with its last set: the newest is %u", set->set);
-    for (uint32_t k = 0; k < p->shards; k++) {
+    for (uint32_t k = 0; k < s->plan.shards; k++) {
         const struct sim_file *f = disk_file(&s->disk, k, set->set);
         if (!f) sim_broken(s, "a set is whole: shard %u is not in set %u", k, set->set);
         if (!f) return;
         final[k] = f->oracle;
-        for (uint32_t b = 0; b < f->state->count && p->mode != MODE_ASYNC; b++)
-            if (f->state->frames[b] != exact_windows(p))
-                sim_broken(s, "an exact job takes each window once: block %u ends at %lu of %lu",
-                           f->state->first + b, (unsigned long)f->state->frames[b],
-                           (unsigned long)exact_windows(p));
+        check_exact(s, f->state);
     }
-    for (uint32_t e = 0; e < p->epochs && p->mode == MODE_ASYNC; e++)
-        for (uint32_t u = 0; u < p->utterances; u++)
-            if (!is_covered(s, final, e, u))
-                sim_broken(s, "every utterance is used: %u of epoch %u is in no push of the last set", u, e);
+    check_covered(s, final);
+    check_doubled(s, p);
+    check_warm(s);
 }

@@ -8,6 +8,7 @@
 struct coordinator_node {
     struct sim *s;
     struct proc *p;
+    bool told;  /* that a change waits */
     bool dying; /* it fell in the middle of what it is doing: nothing leaves it any more */
 };
 
@@ -82,13 +83,17 @@ static void options_of(const struct plan *p, struct coordinate_options *o)
                                      .model_hash = SIM_MODEL,
                                      .shards = p->shards,
                                      .epochs = p->epochs,
-                                     .mode = p->mode == MODE_BSP ? CONSISTENCY_BSP : CONSISTENCY_ASYNC,
+                                     .mode = plan_consistency(p->mode),
+                                     .bound = p->bound,
+                                     .backup = plan_backup(p->mode),
                                      .workers = p->workers,
-                                     .streams = 2,
+                                     .streams = SIM_STREAMS,
+                                     .shape = 1 + (uint64_t)plan_consistency(p->mode),
+                                     .warm_start_frames = p->warm,
                                      .chunk_utterances = p->chunk,
                                      .lease_ns = p->lease,
                                      .interval_ns = p->interval,
-                                     .limit_ns = 30 * NS_PER_S,
+                                     .limit_ns = SIM_LIMIT,
                                      .eval_utterances = 4};
     o->blocks = p->blocks;
     o->train.utterances = p->utterances;
@@ -164,6 +169,30 @@ void coordinator_stop(struct proc *p)
     free(p->node);
 }
 
+/* --- a change of the job */
+static void tell_change(struct sim *s, struct proc *p)
+{
+    struct coordinator_node *n = p->node;
+    const struct plan *plan = &s->plan;
+    if (n->told || !plan->change.at || s->now < plan->change.at) return;
+    struct coordinate_next next = {plan_consistency(plan->change.mode), plan->change.bound,
+                                   plan_backup(plan->change.mode), plan->change.epochs};
+    n->told = true;
+    coordinate_change(p->coordinator, s->now, &next);
+}
+
+/* Everyone left, and all starts again as the changed job file says. */
+static void take_change(struct sim *s, struct proc *p)
+{
+    struct coordinate_account a;
+    coordinate_account(p->coordinator, &a);
+    if (!s->plan.change.at) sim_broken(s, "a job is switched if that is asked for");
+    if (!s->disk.sets[s->disk.num_sets - 1].state) sim_broken(s, "a switched job has a set to go on from");
+    sim_say(s, "the job is switched after %u epochs", a.epoch);
+    s->switches++;
+    plan_take_change(&s->plan, a.epoch);
+}
+
 /* --- events */
 static void after(struct sim *s, struct proc *p)
 {
@@ -173,10 +202,11 @@ static void after(struct sim *s, struct proc *p)
     }
     check_account(s, p);
     if (coordinate_needs_restore(p->coordinator)) s->restoring = true;
+    if (coordinate_switched(p->coordinator)) take_change(s, p);
     if (coordinate_command(p->coordinator) == COMMAND_FINISH && !s->ended) {
         s->ended = true;
         sim_say(s, "the job is done");
-        check_end(s);
+        check_end(s, p);
     }
     world_wake(s, p, coordinate_next(p->coordinator));
 }
@@ -207,6 +237,7 @@ void coordinator_receive(struct sim *s, struct proc *p, const struct msg *m, uin
 
 void coordinator_tick(struct sim *s, struct proc *p)
 {
+    tell_change(s, p);
     coordinate_tick(p->coordinator, s->now);
     after(s, p);
 }

@@ -8,17 +8,21 @@
 
 #define BEAT_NS NS_PER_S
 #define KEPT    16
+#define MEMBERS 512
 
 struct sim_server {
     struct sim *s;
     struct proc *p;
-    struct shard *shard;        /* once joined */
-    struct oracle *oracle;      /* owned */
+    struct shard *shard;   /* once joined */
+    struct oracle *oracle; /* owned */
+    struct watch *watch;   /* owned, as the shard */
+    uint64_t base;         /* version that the push under way comes from */
+    bool crowded;
     struct shard_state *loaded; /* before it joined, owned */
     bool alone, joined;
     uint32_t set; /* its weights are from */
     uint64_t member;
-    uint32_t incarnation, generation;
+    uint32_t incarnation, generation, job_generation;
     uint32_t copied, written, failed, halve_from, roster;
     uint64_t file_hash;
     uint64_t next_join, next_beat;
@@ -44,18 +48,42 @@ const struct shard_state *server_state(const struct proc *p)
 static void io_send(void *ctx, uint64_t peer, const struct msg *m, struct frame **payload)
 {
     struct sim_server *v = ctx;
+    bool swallow = false;
+    if (peer >= SIM_CROWD) {
+        if (payload) frame_free(payload);
+        return;
+    }
     check_answer(v->s, v->p, peer, m);
-    world_send(v->s, v->p->pid, peer, m, payload);
+    if (m->type == MSG_ANSWER) {
+        swallow = v->s->plant == PLANT_KEEP_BACK && watch_is_kept(v->watch, peer, &m->answer);
+        if (!swallow) watch_answer(v->watch, peer, &m->answer, payload && *payload);
+    }
+    if (!swallow)
+        world_send(v->s, v->p->pid, peer, m, payload);
+    else if (payload)
+        frame_free(payload);
 }
 
 static void io_applied(void *ctx, uint64_t member, uint64_t seq, uint32_t block, uint64_t version)
 {
     struct sim_server *v = ctx;
-    (void)version;
+    const struct plan *plan = &v->s->plan;
+    if (!plan_in_step(plan->mode) && plan->max_staleness && version - 1 - v->base > plan->max_staleness)
+        sim_broken(
+            v->s,
+            "what is too stale is refused: block %u applies a gradient %lu versions old, the limit is %u",
+            block, (unsigned long)(version - 1 - v->base), plan->max_staleness);
     if (oracle_has(v->oracle, block, member, seq))
         sim_broken(v->s, "a push is applied once: shard %u applies seq %lu of member %lu to block %u again",
                    v->p->slot, (unsigned long)seq, (unsigned long)member, block);
     oracle_add(v->oracle, block, member, seq);
+    watch_applied(v->watch, member, seq, block);
+}
+
+/* After each call into the core. */
+static void look(struct sim_server *v)
+{
+    watch_check(v->watch, v->oracle);
 }
 
 /* --- weights */
@@ -98,15 +126,23 @@ static void make_shard(struct sim_server *v, const struct msg_joined *j)
                               .model_hash = SIM_MODEL,
                               .job_generation = j->job_generation,
                               .generation = v->generation,
-                              .mode = s->plan.mode == MODE_BSP ? CONSISTENCY_BSP : CONSISTENCY_ASYNC,
-                              .max_members = 64,
+                              .mode = plan_consistency(s->plan.mode),
+                              .bound = s->plan.bound,
+                              .backup = plan_backup(s->plan.mode),
+                              .max_staleness = s->plan.max_staleness,
+                              .gradients = s->plan.gradients,
+                              .weights = s->plan.weights,
+                              .max_members = MEMBERS,
                               .credit = s->plan.credit};
+    if (s->plant == PLANT_NO_BOUND && v->p->slot == 0) o.bound = 1000;
     o.rule = (struct update_rule){.type = OPTIMIZER_SGD};
     o.pace = (struct pace_rule){
         .rate = 1.0, .factor = 1.0, .schedule = SCHEDULE_CONSTANT, .epoch_frames = 1000, .per_frames = 1e9};
     struct shard_io io = {.ctx = v, .send = io_send, .applied = io_applied};
     v->copied = v->written = v->set;
+    uint32_t first = v->loaded->first, count = v->loaded->count;
     v->shard = shard_new(&o, &io, &v->loaded);
+    v->watch = watch_new(s, v->p, first, count);
     check_restored(s, v->p);
 }
 
@@ -161,6 +197,7 @@ static void joined(struct sim_server *v, const struct msg_joined *j)
     if (!v->shard) {
         v->generation = j->generation;
         if (v->s->plant == PLANT_OLD_GENERATION && v->alone && j->generation > 1) v->generation--;
+        v->job_generation = j->job_generation;
         make_shard(v, j);
     } else if (j->generation != v->generation) {
         sim_broken(v->s,
@@ -229,6 +266,17 @@ static void let_go(struct sim_server *v, uint32_t oldest)
     v->num_kept = n;
 }
 
+static void take_roster(struct sim_server *v, uint32_t id, struct frame *payload)
+{
+    const uint64_t *members = frame_data(payload);
+    uint32_t n = (uint32_t)(frame_len(payload) / sizeof *members);
+    if (v->s->plan.mode == MODE_SSP) watch_roster(v->watch, members, n);
+    shard_roster(v->shard, v->s->now, id, members, n);
+    look(v);
+    v->roster = id;
+    v->next_beat = v->s->now;
+}
+
 static void obey(struct sim_server *v, const struct msg_order *o, struct frame *payload)
 {
     if (o->incarnation < v->incarnation || !v->shard) return;
@@ -240,12 +288,10 @@ static void obey(struct sim_server *v, const struct msg_order *o, struct frame *
         world_kill(v->s, v->p->pid, NULL);
         return;
     }
-    if (o->roster > v->roster && payload) {
-        shard_roster(v->shard, v->s->now, o->roster, frame_data(payload), (uint32_t)(frame_len(payload) / 8));
-        v->roster = o->roster;
-        v->next_beat = v->s->now;
-    }
+    if (o->roster > v->roster && payload) take_roster(v, o->roster, payload);
+    watch_oldest(v->watch, o->oldest_member);
     shard_oldest_member(v->shard, v->s->now, o->oldest_member);
+    look(v);
     if (o->halve_from && o->halve_from != v->halve_from)
         shard_halve_from(v->shard, v->halve_from = o->halve_from);
     if (o->set > v->copied) {
@@ -279,6 +325,7 @@ void server_stop(struct proc *p)
     shard_free(&v->shard);
     shard_state_free(&v->loaded);
     oracle_free(&v->oracle);
+    watch_free(&v->watch);
     for (uint32_t i = 0; i < v->num_kept; i++) shard_state_free(&v->kept[i].copy);
     free(v);
     p->server = NULL;
@@ -292,11 +339,35 @@ void server_found(struct sim *s, struct proc *p)
     server_tick(s, p);
 }
 
+/* Many members that do nothing else: the credit of each shrinks. */
+static void crowd_in(struct sim_server *v)
+{
+    const struct plan *plan = &v->s->plan;
+    struct msg m = {.type = MSG_HELLO, .job = SIM_JOB};
+    m.hello = (struct msg_hello){.model_hash = SIM_MODEL,
+                                 .shard = v->p->slot,
+                                 .job_generation = v->job_generation,
+                                 .consistency = plan_consistency(plan->mode),
+                                 .optimizer = OPTIMIZER_SGD,
+                                 .gradients = plan->gradients,
+                                 .weights = plan->weights};
+    for (uint32_t i = 0; i < plan->crowd; i++) {
+        struct frame *none = NULL;
+        m.hello.member = SIM_CROWD + i;
+        shard_receive(v->shard, v->s->now, m.hello.member, &m, &none);
+    }
+    v->crowded = true;
+}
+
 void server_tick(struct sim *s, struct proc *p)
 {
     struct sim_server *v = p->server;
     if (!v->joined && s->now >= v->next_join) join(v);
-    if (v->joined && v->shard && s->now >= v->next_beat) beat(v);
+    if (v->shard && s->plan.crowd && !v->crowded && s->now >= s->plan.crowd_at) crowd_in(v);
+    if (v->joined && v->shard && s->now >= v->next_beat) {
+        if (s->plan.mode == MODE_SSP) watch_check_roster(v->watch);
+        beat(v);
+    }
     world_wake(s, p, v->joined ? v->next_beat : v->next_join);
 }
 
@@ -305,6 +376,28 @@ static void forget_seq(struct sim_server *v)
     const struct shard_state *st = shard_look(v->shard);
     if (st->num_members > 0 && sim_chance(v->s, 0.3))
         memset(st->last_seq, 0, st->count * sizeof *st->last_seq);
+}
+
+static uint64_t last_seq(const struct shard_state *st, uint64_t member, uint32_t block)
+{
+    for (uint32_t i = 0; i < st->num_members && block >= st->first && block - st->first < st->count; i++)
+        if (st->members[i] == member) return st->last_seq[(size_t)i * st->count + block - st->first];
+    return 0;
+}
+
+static void push(struct sim_server *v, const struct msg *in, uint64_t from, struct frame **payload)
+{
+    struct msg m = *in;
+    uint64_t member = m.push.member, before;
+    bool last = v->p->slot > 0 && v->p->slot == v->s->plan.shards - 1;
+    if (v->s->plant == PLANT_FORGET_SEQ) forget_seq(v);
+    if (v->s->plant == PLANT_OWN_SET && last && m.push.quorum > 1) m.push.quorum--;
+    before = last_seq(shard_look(v->shard), member, m.push.block);
+    v->base = m.push.base_version;
+    shard_receive(v->shard, v->s->now, from, &m, payload);
+    if (last_seq(shard_look(v->shard), member, m.push.block) != before)
+        watch_used(v->watch, member, m.push.block);
+    look(v);
 }
 
 void server_receive(struct sim *s, struct proc *p, const struct msg *m, uint64_t from, struct frame **payload)
@@ -319,8 +412,9 @@ void server_receive(struct sim *s, struct proc *p, const struct msg *m, uint64_t
         if (m->refused.reason == REFUSAL_RETIRED) world_kill(s, p->pid, "it is retired");
         if (m->refused.reason == REFUSAL_MISMATCH)
             sim_broken(s, "a server is not refused: %s", m->refused.text);
+    } else if (v->shard && m->type == MSG_PUSH) {
+        push(v, m, from, payload);
     } else if (v->shard) {
-        if (s->plant == PLANT_FORGET_SEQ) forget_seq(v);
         shard_receive(v->shard, s->now, from, m, payload);
     }
     if (p->dead) return;

@@ -30,10 +30,15 @@ struct sim_worker {
     bool pads; /* bsp, out of data: the window under way is of padding alone, so that the others can go on */
     uint64_t until, window; /* ns */
     uint64_t ended;         /* exchanges */
-    uint64_t lost_before;   /* blocks, before the exchange under way */
+    uint64_t
+        lost_before; /* blocks lost or refused, and steps that did without, before the exchange under way */
+    uint64_t left_before;
     uint32_t map;
     uint64_t at[SIM_SHARDS]; /* pids of the servers */
     uint8_t *on_the_way;     /* (blocks): sent and not answered, seen from outside */
+    uint8_t heard[SIM_SHARDS]
+                 [SIM_HEARD]; /* credit that the last answers granted; 0: as many as the job says */
+    uint32_t num_heard[SIM_SHARDS];
     struct msg_lease eval;
     uint32_t gave_set;
     uint64_t gave_ended;
@@ -48,15 +53,33 @@ static bool member_send(void *ctx, const struct msg *m, struct frame **payload)
     return true;
 }
 
+/* What answers that came late grant does not hold any more, so one cannot say which of the last ones counts.
+ */
+static uint32_t credit_of(const struct sim_worker *w, uint32_t shard)
+{
+    uint32_t most = w->num_heard[shard] ? 1 : w->s->plan.credit;
+    for (uint32_t i = 0; i < SIM_HEARD; i++)
+        if (w->heard[shard][i] > most) most = w->heard[shard][i];
+    return most;
+}
+
+static void hear_credit(struct sim_worker *w, uint32_t shard, uint32_t credit)
+{
+    if (credit > w->s->plan.credit)
+        sim_broken(w->s, "no server grants more credit than the job has: %u", credit);
+    w->heard[shard][w->num_heard[shard]++ % SIM_HEARD] = (uint8_t)credit;
+}
+
 static void check_credit(struct sim_worker *w, uint32_t shard, uint32_t block)
 {
     uint32_t first, count, n = 0;
     blocks_of_shard(&w->s->plan.blocks, w->s->plan.shards, shard, &first, &count);
+    if (w->on_the_way[block]) return; /* sent again */
     w->on_the_way[block] = 1;
     for (uint32_t b = first; b < first + count; b++) n += w->on_the_way[b];
-    if (n > w->s->plan.credit)
+    if (n > credit_of(w, shard))
         sim_broken(w->s, "the credit is kept: %u blocks are on the way to shard %u, the credit is %u", n,
-                   shard, w->s->plan.credit);
+                   shard, credit_of(w, shard));
 }
 
 static void forget_shard(struct sim_worker *w, uint32_t shard)
@@ -104,7 +127,7 @@ void worker_start(struct sim *s, struct proc *p)
     w->zero = xaligned(b->params * sizeof *w->zero);
     w->on_the_way = xcalloc(b->count, 1);
     w->window = s->plan.window / 2 + sim_around(s, s->plan.window);
-    if (sim_chance(s, s->plan.slow)) w->window *= 10;
+    if (sim_chance(s, s->plan.slow)) w->window *= s->plan.slower;
 }
 
 void worker_stop(struct proc *p)
@@ -132,6 +155,8 @@ static void connect(struct sim_worker *w)
         if (pid == w->at[k]) continue;
         w->at[k] = pid;
         forget_shard(w, k);
+        w->num_heard[k] = 0;
+        memset(w->heard[k], 0, sizeof w->heard[k]);
         exchange_connected(w->exchange, w->s->now, k);
     }
 }
@@ -153,17 +178,25 @@ static void begin(struct sim_worker *w)
                                  .shards = s->plan.shards,
                                  .credit = s->plan.credit,
                                  .deadline_ns = 500 * NS_PER_MS,
-                                 .consistency =
-                                     s->plan.mode == MODE_BSP ? CONSISTENCY_BSP : CONSISTENCY_ASYNC,
+                                 .consistency = plan_consistency(s->plan.mode),
                                  .optimizer = OPTIMIZER_SGD,
-                                 .gradients = ELEMENT_FP32,
-                                 .weights = ELEMENT_FP32};
+                                 .gradients = s->plan.gradients,
+                                 .weights = s->plan.weights,
+                                 .tickets = s->plan.mode == MODE_BACKUP};
     struct exchange_io io = {w, exchange_send};
     w->exchange = exchange_new(&o, &io);
+    w->p->member = member_number(w->member);
     exchange_set_member(w->exchange, member_number(w->member), member_job_generation(w->member));
     connect(w);
     exchange_read(w->exchange, s->now, 0, &w->weights);
     w->state = READING;
+}
+
+/* Blocks lost or refused, and steps that went on without us. */
+static uint64_t dropped(const struct sim_worker *w)
+{
+    const struct exchange_counts *c = exchange_counts(w->exchange);
+    return c->lost + c->refused + c->left_out;
 }
 
 static void remember_use(struct sim_worker *w, const struct msg_lease *l)
@@ -174,10 +207,11 @@ static void remember_use(struct sim_worker *w, const struct msg_lease *l)
     s->uses[s->num_uses++] = (struct use){l->epoch,
                                           l->begin,
                                           l->end,
+                                          l->residue,
                                           member_number(w->member),
                                           exchange_seq(w->exchange),
                                           l->id,
-                                          exchange_counts(w->exchange)->lost > w->lost_before};
+                                          dropped(w) > w->lost_before};
 }
 
 static void report(struct sim_worker *w, const struct msg_lease *l, bool given_back)
@@ -228,6 +262,14 @@ static void evaluate(struct sim_worker *w)
     w->state = EVALUATING;
 }
 
+/* In step rank 0 stands still by itself, and the others where it stops them: there they hand over what they
+ * were before that step. A step with backup workers stops nobody in particular: both hold for all. */
+static bool follows(const struct sim_worker *w)
+{
+    const enum sim_mode m = w->s->plan.mode;
+    return m == MODE_BACKUP || (m == MODE_BSP && member_rank(w->member) > 0);
+}
+
 /* true: something was begun. */
 static bool idle(struct sim_worker *w)
 {
@@ -246,19 +288,18 @@ static bool idle(struct sim_worker *w)
         evaluate(w);
         return true;
     }
-    bool stands = member_rank(w->member) == 0;
+    bool stands = !follows(w) || w->s->plan.mode == MODE_BACKUP;
     if (member_hold(w->member) && stands) {
         give(w, p);
         return false;
     }
     w->pads = nothing;
-    if (nothing && (w->s->plan.mode != MODE_BSP || !member_waits(w->member))) {
+    if (nothing && (!plan_in_step(w->s->plan.mode) || !member_waits(w->member))) {
         if (member_hold(w->member)) give(w, p); /* in need of a lease it stands, too */
         return false;
     }
     w->before = *p;
-    if (p->windows_left == 0 && !nothing)
-        p->windows_left = check_windows(&w->s->plan, p->leases[0].epoch, p->leases[0].begin);
+    if (p->windows_left == 0 && !nothing) p->windows_left = plan_windows_of(&p->leases[0]);
     w->until = w->s->now + w->window / 2 + sim_around(w->s, w->window / 2);
     w->state = COMPUTING;
     return true;
@@ -267,12 +308,22 @@ static bool idle(struct sim_worker *w)
 static void window_done(struct sim_worker *w)
 {
     struct place *p = &w->place;
+    if (!w->pads) w->s->left_out += exchange_counts(w->exchange)->left_out - w->left_before;
+    check_landed(w->s, w->p, w->weights.values);
     w->ended++;
     if (!w->pads && --p->windows_left == 0) {
         report(w, &p->leases[0], false);
         drop_first(p);
     }
     w->state = IDLE;
+}
+
+static void remember_pad(const struct sim_worker *w)
+{
+    struct sim *s = w->s;
+    s->pads = realloc(s->pads, (s->num_pads + 1) * sizeof *s->pads);
+    ASSERT(s->pads);
+    s->pads[s->num_pads++] = (struct oracle_entry){member_number(w->member), exchange_seq(w->exchange) + 1};
 }
 
 static void push(struct sim_worker *w)
@@ -282,7 +333,9 @@ static void push(struct sim_worker *w)
         return;
     }
     w->state = PUSHING;
-    w->lost_before = exchange_counts(w->exchange)->lost;
+    w->lost_before = dropped(w);
+    w->left_before = exchange_counts(w->exchange)->left_out;
+    if (w->pads) remember_pad(w);
     exchange_push(w->exchange, w->s->now, w->pads ? w->zero : w->grad, w->pads ? 0 : 1, &w->weights,
                   &w->weights, true);
 }
@@ -309,7 +362,7 @@ static bool step(struct sim_worker *w)
             window_done(w);
             return true;
         }
-        if (member_hold(w->member) && member_rank(w->member) > 0) give(w, &w->before);
+        if (member_hold(w->member) && follows(w)) give(w, &w->before);
         return false;
     case EVALUATING:
         if (!exchange_idle(w->exchange)) return false;
@@ -379,7 +432,12 @@ void worker_receive(struct sim *s, struct proc *p, const struct msg *m, uint64_t
             w->on_the_way[m->answer.block] = 0;
         if (m->type == MSG_BLOCK && m->block.block < s->plan.blocks.count) w->on_the_way[m->block.block] = 0;
         if (m->type == MSG_REFUSED || m->type == MSG_WELCOME) forget_shard(w, shard);
-        exchange_receive(w->exchange, s->now, shard, m, payload);
+        struct msg heard = *m;
+        if (m->type == MSG_WELCOME) hear_credit(w, shard, m->welcome.credit);
+        if (m->type == MSG_ANSWER) hear_credit(w, shard, m->answer.credit);
+        if (s->plant == PLANT_NO_CREDIT && m->type == MSG_WELCOME) heard.welcome.credit = s->plan.credit;
+        if (s->plant == PLANT_NO_CREDIT && m->type == MSG_ANSWER) heard.answer.credit = s->plan.credit;
+        exchange_receive(w->exchange, s->now, shard, &heard, payload);
         if (exchange_idle(w->exchange)) forget_all(w); /* a read that failed ends early */
     }
     go_on(w);

@@ -18,7 +18,8 @@ struct oracle *oracle_copy(const struct oracle *o)
     struct oracle *c = oracle_new(o->first, o->blocks);
     for (uint32_t b = 0; b < o->blocks; b++) {
         size_t n = o->lists[b].n;
-        c->lists[b] = (struct oracle_list){xcalloc(n + 1, sizeof(struct oracle_entry)), n, n + 1};
+        c->lists[b] = (struct oracle_list){xcalloc(n + 1, sizeof(struct oracle_entry)), n, n + 1,
+                                           o->lists[b].updates, o->lists[b].frames};
         if (n > 0) memcpy(c->lists[b].entries, o->lists[b].entries, n * sizeof(struct oracle_entry));
     }
     return c;

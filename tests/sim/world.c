@@ -165,6 +165,7 @@ struct proc *world_start(struct sim *s, enum proc_kind kind, uint32_t slot, bool
     p->pid = s->num_procs;
     p->kind = kind;
     p->slot = slot;
+    p->born = s->now;
     p->found = s->coordinator;
     if (kind == PROC_COORDINATOR) {
         s->coordinator = p->found = p->pid;
@@ -209,6 +210,7 @@ static void launcher(struct sim *s, struct proc *p)
 static void stop(struct sim *s, struct proc *p)
 {
     p->dead = true;
+    if (!p->away) p->away = s->now;
     if (p->kind == PROC_COORDINATOR) coordinator_stop(p);
     if (p->kind == PROC_SERVER) server_stop(p);
     if (p->kind == PROC_WORKER) worker_stop(p);
@@ -238,6 +240,7 @@ void world_restore(struct sim *s)
     s->life++;
     s->restoring = false;
     check_forget(s);
+    s->num_steps = 0;
     world_start(s, PROC_COORDINATOR, 0, false);
     for (uint32_t k = 0; k < s->plan.shards; k++) world_start(s, PROC_SERVER, k, false);
     for (uint32_t k = 0; k < s->plan.workers; k++) world_start(s, PROC_WORKER, k, false);
@@ -251,18 +254,38 @@ static void start_again(struct sim *s, const struct event *e)
     if (e->a == PROC_WORKER && !s->workers[e->b]) world_start(s, PROC_WORKER, e->b, true);
 }
 
+/* As after SIGSTOP: everything waits until SIGCONT. */
+static void stand_still(struct sim *s, struct proc *p)
+{
+    if (!p || p->stopped > s->now) return;
+    p->stopped = s->now + sim_around(s, 30 * NS_PER_S);
+    p->away = s->now;
+    s->kills++;
+    sim_say(s, "process %lu stands still until %g s", (unsigned long)p->pid, (double)p->stopped / 1e9);
+}
+
+static bool waits(struct sim *s, struct proc *p, const struct event *e)
+{
+    if (p->stopped <= s->now) return false;
+    struct event later = *e;
+    later.at = p->stopped;
+    world_push(s, later);
+    return true;
+}
+
 /* a: what falls; the next fall of that kind is planned here. */
 static void fall(struct sim *s, const struct event *e)
 {
     const struct plan *p = &s->plan;
-    uint64_t mean[] = {p->kill_coordinator, p->kill_server, p->kill_worker, p->kill_all};
+    uint64_t mean[] = {p->kill_coordinator, p->kill_server, p->kill_worker, p->kill_all, p->stop_worker};
     uint64_t next = s->now + sim_around(s, mean[e->a]);
     if (next < p->fault_end) world_push(s, (struct event){.at = next, .kind = EVENT_KILL, .a = e->a});
     if (s->ended) return;
     if (e->a == PROC_COORDINATOR) world_kill(s, s->coordinator, "killed");
     if (e->a == PROC_SERVER) world_kill(s, s->servers[rng_below(&s->rng, p->shards)], "killed");
     if (e->a == PROC_WORKER) world_kill(s, s->workers[rng_below(&s->rng, p->workers)], "killed");
-    if (e->a > PROC_WORKER) world_restore(s);
+    if (e->a == PROC_WORKER + 1) world_restore(s);
+    if (e->a == PROC_WORKER + 2) stand_still(s, world_proc(s, s->workers[rng_below(&s->rng, p->workers)]));
 }
 
 static void deliver(struct sim *s, struct proc *p, struct event *e)
@@ -293,6 +316,8 @@ bool world_step(struct sim *s)
     struct event e = pop(s);
     s->now = e.at;
     struct proc *p = world_proc(s, e.pid);
+    if (p && waits(s, p, &e)) return true;
+    if (p && p->stopped) p->stopped = p->away = 0;
     if (p) mix(s, e.at ^ e.pid << 40 ^ (uint64_t)e.kind << 60 ^ (e.msg ? e.msg->type : 0));
     if (e.kind == EVENT_START) start_again(s, &e);
     if (e.kind == EVENT_KILL) fall(s, &e);
@@ -338,4 +363,7 @@ void world_fini(struct sim *s)
     free(s->uses);
     free(s->generations);
     free(s->stables);
+    oracle_free(&s->refused);
+    free(s->steps);
+    free(s->pads);
 }

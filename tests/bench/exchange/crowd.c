@@ -177,6 +177,7 @@ void cluster_crowd(const struct ends *e, const void *arg)
 {
     struct crowd c = {.setup = arg};
     wire_keep_pages();
+    if (c.setup->pinned) process_pin(1);
     c.wire = wire_new();
     c.gradient = vector(c.setup->blocks.params, 1e-3f);
     c.times = xcalloc(MAX_TIMES, sizeof *c.times);

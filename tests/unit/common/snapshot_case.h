@@ -75,7 +75,9 @@ static inline void fill_state(struct shard_state *s)
     for (uint32_t b = 0; b < s->count; b++) {
         s->version[b] = rng_next(&r);
         s->frames[b] = rng_next(&r);
+        s->since[b] = rng_next(&r);
     }
+    s->optimizer = OPTIMIZER_RMSPROP;
     for (uint32_t i = 0; i < s->num_members; i++) {
         s->members[i] = i * 0x100000000000ull + 1;
         for (uint32_t b = 0; b < s->count; b++) {
@@ -117,6 +119,8 @@ static inline struct shard_state *part(uint32_t first, uint32_t count, uint32_t 
         if (s->slot[k]) memcpy(s->slot[k], whole->slot[k] + from, bytes);
     memcpy(s->version, whole->version + first, count * sizeof(uint64_t));
     memcpy(s->frames, whole->frames + first, count * sizeof(uint64_t));
+    memcpy(s->since, whole->since + first, count * sizeof(uint64_t));
+    s->optimizer = whole->optimizer;
     for (uint32_t i = without; i < 3; i++) {
         s->members[i - without] = whole->members[i];
         memcpy(s->last_seq + (size_t)(i - without) * count, whole->last_seq + (size_t)i * cut.count + first,
@@ -139,6 +143,8 @@ static inline void assert_equal_states(const struct shard_state *a, const struct
         if (a->slot[k]) assert_memory_equal(a->slot[k], b->slot[k], shard_state_floats(a) * sizeof(float));
     assert_memory_equal(a->version, b->version, a->count * sizeof(uint64_t));
     assert_memory_equal(a->frames, b->frames, a->count * sizeof(uint64_t));
+    assert_memory_equal(a->since, b->since, a->count * sizeof(uint64_t));
+    assert_int_equal(a->optimizer, b->optimizer);
     assert_memory_equal(a->members, b->members, a->num_members * sizeof(uint64_t));
     assert_memory_equal(a->last_seq, b->last_seq, cells * sizeof(uint64_t));
     assert_memory_equal(a->verdict, b->verdict, cells);

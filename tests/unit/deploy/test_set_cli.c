@@ -142,18 +142,6 @@ static void the_old_values_again_take_a_change_back(void **state)
     free(now);
 }
 
-static void adam_begins_with_a_run_and_not_in_its_middle(void **state)
-{
-    (void)state;
-    assert_int_equal(SET("optimizer.type=adam"), 0);
-    program_write("run/journal", "");
-    assert_int_equal(SET("optimizer.type=adamw"), 0);
-    assert_int_equal(SET("optimizer.type=sgd"), 0);
-    program_refuses(0, (const char *const[]){"chorale", "set", "run", "optimizer.type=adam", NULL}, 2,
-                    "has been trained without");
-    assert_int_equal(SET("optimizer.type=adagrad"), 0);
-}
-
 /* The job ended before it came to it; what is set then builds upon it. */
 static void a_change_that_was_left_over_is_kept_by_the_next_one(void **state)
 {
@@ -221,7 +209,6 @@ int main(void)
         TEST(where_nothing_runs_the_job_file_changes),
         TEST(while_a_job_runs_changes_wait_and_add_up),
         TEST(the_old_values_again_take_a_change_back),
-        TEST(adam_begins_with_a_run_and_not_in_its_middle),
         TEST(a_change_that_was_left_over_is_kept_by_the_next_one),
         TEST(train_takes_up_a_change_that_was_left_over),
         TEST(progress_tells_a_change_once_and_the_summary_the_waits),

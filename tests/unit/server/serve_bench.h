@@ -131,11 +131,9 @@ static inline struct msg expect(struct wire *w, enum msg_type type, uint64_t *pe
     return m;
 }
 
-static inline void answer_join(struct wire *w, uint32_t incarnation, uint32_t generation, uint32_t set,
-                               struct msg *join, uint64_t *peer)
+static inline void say_joined(struct wire *w, uint64_t peer, uint32_t incarnation, uint32_t generation,
+                              uint32_t set)
 {
-    do *join = expect(w, MSG_JOIN, peer, NULL); /* a killed one may have said it twice */
-    while (join->join.pid != (uint64_t)child);
     struct msg m = {.type = MSG_JOINED, .job = JOB};
     m.joined = (struct msg_joined){.member = 5,
                                    .incarnation = incarnation,
@@ -143,7 +141,15 @@ static inline void answer_join(struct wire *w, uint32_t incarnation, uint32_t ge
                                    .generation = generation,
                                    .set = set,
                                    .shards = 1};
-    assert_int_equal(wire_send(w, WIRE_ROUTER, *peer, &m, NULL), 0);
+    assert_int_equal(wire_send(w, WIRE_ROUTER, peer, &m, NULL), 0);
+}
+
+static inline void answer_join(struct wire *w, uint32_t incarnation, uint32_t generation, uint32_t set,
+                               struct msg *join, uint64_t *peer)
+{
+    do *join = expect(w, MSG_JOIN, peer, NULL); /* a killed one may have said it twice */
+    while (join->join.pid != (uint64_t)child);
+    say_joined(w, *peer, incarnation, generation, set);
 }
 
 static inline void order_command(struct wire *w, uint64_t peer, uint32_t incarnation,

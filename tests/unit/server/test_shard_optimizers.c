@@ -93,6 +93,31 @@ static void adam_counts_the_updates_of_each_block(void **state)
     world_free(&w);
 }
 
+/* A shard that goes on with another optimizer: what the first left is not taken for the second's, and Adam
+ * counts from there. */
+static void another_optimizer_begins_anew(void **state)
+{
+    (void)state;
+    struct rng r;
+    rng_init(&r, SEED);
+    struct shard_options o = options_of(OPTIMIZER_MOMENTUM), adam = options_of(OPTIMIZER_ADAM);
+    struct world *w = world_new(&o, NULL);
+    world_hello(w, 1);
+    for (uint64_t seq = 1; seq <= 50; seq++) push_random(&r, w, NULL, seq);
+    struct shard_state *copy = shard_copy(w->shard);
+    adam.rule.weight_decay = 0;
+    struct world *next = world_new(&adam, &copy);
+    float before[4];
+    memcpy(before, world_weights(next, FIRST), sizeof before);
+    const float g[4] = {3, -0.01f, 7, -20};
+    world_push(next, 1, 51, FIRST, g);
+    for (int i = 0; i < 4; i++)
+        assert_float_equal(before[i] - world_weights(next, FIRST)[i], copysignf(0.1f, g[i]), 1e-5f);
+    assert_int_equal(shard_look(next->shard)->since[0], 50);
+    world_free(&w);
+    world_free(&next);
+}
+
 static void push_from(struct world *w, uint64_t member, uint64_t seq, uint64_t base)
 {
     struct msg m = world_push_msg(w, member, seq, 2, ones);
@@ -263,6 +288,7 @@ int main(void)
         cmocka_unit_test(a_restored_copy_of_any_optimizer_goes_on_bit_equal),
         cmocka_unit_test(a_new_shard_has_the_slots_of_its_optimizer),
         cmocka_unit_test(adam_counts_the_updates_of_each_block),
+        cmocka_unit_test(another_optimizer_begins_anew),
         cmocka_unit_test(the_rate_is_divided_by_the_staleness_if_asked),
         cmocka_unit_test(in_bsp_nothing_is_divided),
         cmocka_unit_test(the_number_of_workers_sets_rate_and_momentum),

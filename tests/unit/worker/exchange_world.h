@@ -53,6 +53,7 @@ struct world {
     uint64_t applied[BLOCKS]; /* times a block's gradient was applied, all in all */
     uint64_t sends, refuse_sends;
     uint64_t hash_of[BLOCKS], hash_seq[BLOCKS];
+    uint32_t pushes[BLOCKS]; /* sent, with resends */
     uint32_t max_flying;
     uint32_t refusal; /* answer everything with this */
     bool lose_set;
@@ -98,7 +99,11 @@ static inline void check_push(struct world *w, const struct msg_push *p, struct 
     assert_int_equal(p->type, w->o.gradients);
     assert_int_equal(frame_len(payload), element_bytes(w->o.gradients, blocks_floats(&w->b, b)));
     assert_true(p->hash == wire_hash(frame_data(payload), frame_len(payload)));
-    if (w->hash_seq[b] == p->seq) assert_true(w->hash_of[b] == p->hash);
+    bool again = w->hash_seq[b] == p->seq;
+    if (again) assert_true(w->hash_of[b] == p->hash);
+    if (w->o.gradients == ELEMENT_FP32) /* lent first, then copied */
+        assert_true((frame_data(payload) == w->grad + blocks_offset(&w->b, b)) == !again);
+    w->pushes[b]++;
     w->hash_seq[b] = p->seq;
     w->hash_of[b] = p->hash;
     if (w->quorum == 0 || b == 0)

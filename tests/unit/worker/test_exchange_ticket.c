@@ -164,13 +164,16 @@ static void test_weights_older_than_the_step_do_not_land(void **state)
     float before[PARAMS];
     memcpy(before, w->w.values, sizeof before);
     struct msg m = {.type = MSG_BLOCK, .job = JOB};
-    m.block = (struct msg_block){.request = 2, .block = 4, .generation = 1, .found = true};
+    m.block = (struct msg_block){.request = 3, .block = 4, .generation = 1, .found = true};
     m.block.hash = wire_hash(frame_data(f), frame_len(f));
     exchange_receive(w->x, w->now, 1, &m, &f);
+    assert_int_equal(counts(w)->unexpected + counts(w)->corrupt, 0);
+    assert_int_equal(w->w.version[4], 0);
     assert_memory_equal(w->w.values + 4 * SIZE, before + 4 * SIZE, SIZE * sizeof(float));
     settle(w);
     assert_same_weights(w);
     assert_int_equal(w->w.version[4], 1);
+    assert_int_equal(counts(w)->left_out, 1);
     world_free(w);
 }
 
