@@ -66,10 +66,10 @@ UNIT_SRC  := $(wildcard tests/unit/*/*.c)
 UNIT_BIN  := $(patsubst tests/unit/%.c,$(B)/tests/%,$(UNIT_SRC))
 SIM_SRC   := $(wildcard tests/sim/*.c)
 SIM_BIN   := $(if $(SIM_SRC),$(BIN)/chorale-simulate)
-SERIAL    := $(if $(wildcard tests/cluster/serial.c),$(BIN)/chorale-serial)
-BENCH_BIN := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
+SERIAL    := $(if $(wildcard tests/cluster/serial.c),$(BIN)/chorale-serial) $(BIN)/chorale-emulate
+BENCH_BIN := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c)) $(B)/bench/exchange
 
-.PHONY: all programs unit check demo bench nightly help install-deps clean format
+.PHONY: all programs unit check demo bench bench-compute bench-exchange nightly help install-deps clean format
 all: programs $(UNIT_BIN) ## build the programs and the tests
 programs: $(PROGRAMS) $(SIM_BIN) $(SERIAL) ## build the programs alone
 
@@ -78,8 +78,12 @@ check: install-deps ## build and run every test (about 20 minutes on two cores)
 demo: install-deps ## train a small real job from synthetic speech and show the result
 	@$(MAKE) --no-print-directory programs
 	@scripts/demo
-bench: all $(BENCH_BIN) ## frames/s of one worker and GB/s of one exchange
+bench: all $(BENCH_BIN) ## every bench: compute, exchange
 	@scripts/bench
+bench-compute: $(B)/bench/compute ## frames/s of one worker
+	@scripts/bench compute
+bench-exchange: $(B)/bench/exchange ## blocks over loopback: GB/s, latency, memory, beside bare libzmq (4 minutes)
+	@scripts/bench exchange
 nightly: install-deps ## what takes longer than make check allows
 	@scripts/nightly
 install-deps: ## install the Debian packages that the build and the tests need
@@ -150,11 +154,15 @@ $(B)/tests/worker/test_golden64: $(OBJ)/nnet64/tests/unit/worker/test_golden64.o
 	$(link)
 $(B)/tests/%: $(OBJ)/tests/unit/%.o $(ALL_LIBS)
 	$(link)
+$(B)/bench/exchange: $(call objs,$(wildcard tests/bench/exchange/*.c)) $(ALL_LIBS)
+	$(link)
 $(B)/bench/%: $(OBJ)/tests/bench/%.o $(ALL_LIBS)
 	$(link)
 $(BIN)/chorale-simulate: $(call objs,$(SIM_SRC)) $(ALL_LIBS)
 	$(link)
 $(BIN)/chorale-serial: $(OBJ)/tests/cluster/serial.o $(ALL_LIBS)
+	$(link)
+$(BIN)/chorale-emulate: $(OBJ)/tests/study/emulate.o $(ALL_LIBS)
 	$(link)
 
 .SECONDARY:

@@ -26,6 +26,7 @@ enum optimizer_type {
     OPTIMIZER_ADAM,
     OPTIMIZER_ADAMW
 };
+enum momentum_place { MOMENTUM_AT_WORKER, MOMENTUM_AT_SERVER };
 enum staleness_rate { STALENESS_IGNORE, STALENESS_DIVIDE };
 enum schedule_type { SCHEDULE_CONSTANT, SCHEDULE_EXPONENTIAL, SCHEDULE_HALVE, SCHEDULE_NEWBOB };
 enum consistency_mode { CONSISTENCY_ASYNC, CONSISTENCY_BSP, CONSISTENCY_SSP };
@@ -77,9 +78,10 @@ struct config {
     struct {
         enum optimizer_type type;
         double rate, momentum;
-        double beta1, beta2, epsilon; /* adam, adamw, rmsprop, adagrad */
+        enum momentum_place momentum_at; /* momentum, nesterov */
+        double beta1, beta2, epsilon;    /* adam, adamw, rmsprop, adagrad */
         double weight_decay;
-        double warmup_frames;          /* the rate rises over these */
+        double warmup_epochs;          /* the rate rises over these */
         enum staleness_rate staleness; /* what the staleness of a push does to its rate */
         double delay_compensation;     /* lambda; 0 = off */
         bool follow_workers;           /* rate and momentum follow the number of workers */
@@ -131,6 +133,11 @@ int config_apply_environment(struct config *c);
 /* What no single range can say: a projection for lstmp, dev data for newbob, backup workers in bsp alone...
  */
 int config_check(const struct config *c);
+/* Is momentum kept by each worker for its own gradients (worker/velocity.h)? The servers then do plain SGD.
+ */
+bool config_momentum_is_on_worker(const struct config *c);
+/* The update that the servers apply. */
+enum optimizer_type config_server_optimizer(const struct config *c);
 /* The scp files of the alignments, as data.targets and data.dev_targets mean them (an empty data.dev_targets:
  * the name of data.targets without its directory, inside data.dev). Owned by the caller. */
 char *config_targets_path(const struct config *c);

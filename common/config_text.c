@@ -103,6 +103,10 @@ static int check_optimizer(const struct config *c)
         return err_set(ERR_USAGE,
                        "optimizer.delay_compensation needs consistency.overlap 0: with an exchange "
                        "in flight the weights of a gradient are no longer at hand");
+    if (compensates && config_momentum_is_on_worker(c))
+        return err_set(ERR_USAGE,
+                       "optimizer.delay_compensation is of gradients, and with optimizer.momentum_at "
+                       "worker these do not come alone; set that to server, or optimizer.type to sgd");
     if (compensates && type != OPTIMIZER_SGD && type != OPTIMIZER_MOMENTUM && type != OPTIMIZER_NESTEROV)
         return err_set(ERR_USAGE, "optimizer.delay_compensation goes with sgd, momentum and nesterov alone; "
                                   "set it to 0 or change optimizer.type");
@@ -157,6 +161,19 @@ int config_check(const struct config *c)
     if (rc == 0) rc = check_optimizer(c);
     if (rc == 0) rc = check_cluster(c);
     return rc;
+}
+
+/* ------------------------------------------------------------------ who has the momentum */
+
+bool config_momentum_is_on_worker(const struct config *c)
+{
+    bool has_momentum = c->optimizer.type == OPTIMIZER_MOMENTUM || c->optimizer.type == OPTIMIZER_NESTEROV;
+    return has_momentum && c->optimizer.momentum_at == MOMENTUM_AT_WORKER;
+}
+
+enum optimizer_type config_server_optimizer(const struct config *c)
+{
+    return config_momentum_is_on_worker(c) ? OPTIMIZER_SGD : c->optimizer.type;
 }
 
 /* ------------------------------------------------------------------ where the targets are */

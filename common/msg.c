@@ -38,11 +38,11 @@
 #define NUMBERS_refused(N) N(reason)
 #define NUMBERS_push(N)                                                                                      \
     N(member), N(seq), N(job_generation), N(generation), N(block), N(base_version), N(frames),               \
-        N(base_age_us), N(skew), N(pull), N(hash), N(type), N(quorum)
+        N(base_age_us), N(skew), N(pull), N(hash), N(type), N(quorum), N(step)
 #define NUMBERS_answer(N)                                                                                    \
     N(block), N(seq), N(verdict), N(version), N(staleness), N(stable), N(generation), N(job_generation),     \
-        N(hash), N(type), N(credit), N(quorum)
-#define NUMBERS_read(N)  N(member), N(request), N(block), N(set), N(at_least)
+        N(hash), N(type), N(credit), N(quorum), N(step)
+#define NUMBERS_read(N)  N(member), N(request), N(block), N(set), N(step)
 #define NUMBERS_block(N) N(request), N(block), N(set), N(version), N(generation), N(found), N(hash), N(type)
 #define NUMBERS_join(N)  N(role), N(member), N(pid), N(shard), N(generation), N(model_hash), N(restored_set)
 #define NUMBERS_joined(N)                                                                                    \

@@ -104,7 +104,8 @@ struct msg_push {
     bool pull;             /* wants weights back */
     uint64_t hash;         /* XXH3 of the payload */
     uint32_t type;         /* enum element_type of the payload */
-    uint32_t quorum; /* bsp with backup workers: of the ticket (msg_answer), 0 in the push that asks for it */
+    uint32_t quorum; /* bsp with backup workers: the ticket (msg_answer); 0 in the push that asks for it */
+    uint64_t step;
 };
 /* + payload: the block's weights, if the push asked for them and there is a verdict that brings them. */
 struct msg_answer {
@@ -117,14 +118,16 @@ struct msg_answer {
     uint64_t hash;
     uint32_t type;   /* enum element_type of the payload */
     uint32_t credit; /* blocks that may be in flight from now on, >= 1 */
-    uint32_t
-        quorum; /* bsp with backup workers, RECEIVED for the first block: the ticket; so many take part */
+    /* bsp with backup workers, of the first block: the ticket. So many (quorum) take part in that step of the
+     * roster, the first is 1. STALE: quorum 0, and the last step that was made. */
+    uint32_t quorum;
+    uint64_t step;
 };
 /* set 0: the live weights; otherwise the copy kept for that checkpoint set. */
 struct msg_read {
     uint64_t member, request;
     uint32_t block, set;
-    uint64_t at_least; /* live weights: not before the block has this version (then found is false) */
+    uint64_t step; /* live weights: not before the block has made this step (then found is false) */
 };
 /* + payload: the weights, if found: the live ones as the job's weights travel, those of a set as fp32. */
 struct msg_block {

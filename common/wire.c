@@ -90,7 +90,8 @@ void wire_keep_pages(void)
 #define TRIES_PER_CALL  64 /* that brought nothing of use; then the caller gets its turn again */
 #define LOOK_AFTER      16 /* messages, then the sockets that had nothing are looked at */
 #define MAX_FRAME       (MSG_MAX_PAYLOAD + MSG_MAX_HEADER)
-#define QUEUE           8            /* messages per peer and direction */
+#define QUEUE_PEER      8            /* messages of a ROUTER's peer, each way: they bound our memory */
+#define QUEUE_OWN       32           /* of a DEALER: half a queue is one more wake-up of both threads */
 #define ROUTER_ID_BYTES 5            /* what libzmq gives to a peer without an id of its own: 0 and 32 bits */
 #define PEER_MARK       (1ull << 32) /* so that no peer is 0 */
 
@@ -162,8 +163,8 @@ static void *new_socket(struct wire *w, int type, bool six)
     int64_t largest = MAX_FRAME;
     int rc = zmq_setsockopt(s, ZMQ_MAXMSGSIZE, &largest, sizeof largest);
     ASSERT(rc == 0);
-    set_option(s, ZMQ_SNDHWM, QUEUE);
-    set_option(s, ZMQ_RCVHWM, QUEUE);
+    set_option(s, ZMQ_SNDHWM, type == ZMQ_ROUTER ? QUEUE_PEER : QUEUE_OWN);
+    set_option(s, ZMQ_RCVHWM, type == ZMQ_ROUTER ? QUEUE_PEER : QUEUE_OWN);
     set_option(s, ZMQ_LINGER, 1000);
     /* A host that has vanished is noticed within 10 s. Not by ZMQ_HEARTBEAT_*: libzmq 4.3.4 aborts the
      * process when that timer meets a peer that died while its messages filled our queue. */

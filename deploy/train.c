@@ -127,7 +127,7 @@ static int settle(const struct request *q, const char *job, struct config *c)
     int rc = config_load_merged(job, q->sets, q->num_sets, c);
     if (rc < 0) return rc;
     if (c->cluster.workers == 0) {
-        int left = cores() - c->cluster.servers;
+        int left = (cores() - c->cluster.servers) / c->train.threads;
         c->cluster.workers = left > 1 ? left : 1;
     }
     return 0;

@@ -17,7 +17,8 @@
 
 #define JOIN_NS     (60 * NS_PER_S)
 #define MAX_MEMBERS 65536
-/* The worker clips the whole gradient; a block beyond ten times that limit did not come from there. */
+/* The worker clips the whole gradient, before its momentum; a block beyond ten times what that allows did not
+ * come from there. */
 #define NORM_MARGIN 10
 
 struct server {
@@ -196,6 +197,12 @@ static int join(struct server *s)
     return 0;
 }
 
+static double largest_norm(const struct config *c)
+{
+    double gain = config_momentum_is_on_worker(c) ? 1 / (1 - c->optimizer.momentum) : 1;
+    return NORM_MARGIN * c->train.norm_clip * gain;
+}
+
 static int serve(struct server *s)
 {
     const struct msg_joined *j = link_joined(s->link);
@@ -214,7 +221,7 @@ static int serve(struct server *s)
                                      .backup = (uint32_t)c->consistency.backup,
                                      .max_staleness = (uint32_t)c->consistency.max_staleness,
                                      .mean = c->train.gradient == GRADIENT_MEAN,
-                                     .max_norm = NORM_MARGIN * c->train.norm_clip,
+                                     .max_norm = largest_norm(c),
                                      .gradients = c->exchange.gradients,
                                      .weights = c->exchange.weights,
                                      .max_members = MAX_MEMBERS,

@@ -2,8 +2,11 @@
 
 #include <math.h>
 
-#define RAMP_EPOCHS    (1.0 / 20) /* how long a change of workers takes to have its full effect */
-#define STEADY_WORKERS 4.0        /* from here on the effective rate falls as 1 / workers */
+#define RAMP_EPOCHS      (1.0 / 20) /* how long a change of workers takes to have its full effect */
+#define STEADY_WORKERS   12.0       /* from here on the rate falls as 1 / workers ... */
+#define STEADY_AT_WORKER 24.0       /* ... where the workers have the momentum */
+#define WARM_WORKERS     8.0        /* an epoch of warm-up for as many, ... */
+#define WARM_EPOCHS      2.0        /* ... and no more than this */
 
 static bool has_momentum(enum optimizer_type t)
 {
@@ -16,8 +19,9 @@ void pace_rule_from(const struct config *c, uint64_t epoch_frames, struct pace_r
     enum consistency_mode mode = c->consistency.mode;
     *out = (struct pace_rule){
         .rate = c->optimizer.rate,
-        .momentum = has_momentum(type) ? c->optimizer.momentum : 0,
-        .warmup_frames = c->optimizer.warmup_frames,
+        .momentum = has_momentum(config_server_optimizer(c)) ? c->optimizer.momentum : 0,
+        .warmup_frames = c->optimizer.warmup_epochs * (double)epoch_frames,
+        .at_worker = config_momentum_is_on_worker(c),
         .divides = c->optimizer.staleness == STALENESS_DIVIDE,
         .follows = c->optimizer.follow_workers && mode != CONSISTENCY_BSP &&
                    (has_momentum(type) || type == OPTIMIZER_SGD),
@@ -53,22 +57,33 @@ static double scheduled(const struct pace_rule *r, uint64_t frames)
     return r->rate;
 }
 
+static double warm(double warmup_frames, uint64_t frames)
+{
+    double seen = (double)frames + 1;
+    return seen < warmup_frames ? seen / warmup_frames : 1;
+}
+
 double pace_rate(const struct pace_rule *r, uint64_t frames)
 {
-    double rate = scheduled(r, frames), warm = (double)frames + 1;
-    return warm < r->warmup_frames ? rate * (warm / r->warmup_frames) : rate;
+    return scheduled(r, frames) * warm(r->warmup_frames, frames);
 }
 
 /* --- the number of workers */
 
-/* N workers that do not wait for each other act as a momentum of 1 - 1/N (Mitliagkas 2016): that much less is
- * asked for, and the rate keeps rate / (1 - momentum), what a gradient moves in all, but for many workers. */
+/* Momentum on the servers: N workers that do not wait for each other act as a momentum of 1 - 1/N (Mitliagkas
+ * 2016): that much less is asked for, and the rate keeps rate / (1 - momentum), what a gradient moves in all,
+ * but for many workers. Momentum on the workers: each has that of its own gradients, whoever else is there.
+ */
 struct pace_setting pace_follow(const struct pace_rule *r, uint32_t workers)
 {
-    if (!r->follows || workers <= 1) return (struct pace_setting){1, r->momentum};
-    double implicit = 1 - 1.0 / workers;
-    double momentum = fmax(0, r->momentum - implicit), damping = fmin(1, STEADY_WORKERS / workers);
-    return (struct pace_setting){damping * (1 - momentum) / (1 - r->momentum), momentum};
+    struct pace_setting s = {1, r->momentum, r->warmup_frames};
+    if (!r->follows || workers <= 1) return s;
+    double epochs = fmin(WARM_EPOCHS, workers / WARM_WORKERS);
+    s.warmup_frames = fmax(r->warmup_frames, epochs * (double)r->epoch_frames);
+    s.rate_factor = fmin(1, (r->at_worker ? STEADY_AT_WORKER : STEADY_WORKERS) / workers);
+    s.momentum = fmax(0, r->momentum - (1 - 1.0 / workers));
+    s.rate_factor *= (1 - s.momentum) / (1 - r->momentum);
+    return s;
 }
 
 void pace_init(struct pace *p, const struct pace_rule *r)
@@ -83,8 +98,10 @@ static struct pace_setting in_force(const struct pace *p, uint64_t frames)
     double ramp = fmax(1, (double)p->rule.epoch_frames * RAMP_EPOCHS);
     double way = frames > p->changed ? (double)(frames - p->changed) / ramp : 0;
     if (way >= 1) return p->to;
-    return (struct pace_setting){p->from.rate_factor + way * (p->to.rate_factor - p->from.rate_factor),
-                                 p->from.momentum + way * (p->to.momentum - p->from.momentum)};
+    const struct pace_setting *a = &p->from, *b = &p->to;
+    return (struct pace_setting){a->rate_factor + way * (b->rate_factor - a->rate_factor),
+                                 a->momentum + way * (b->momentum - a->momentum),
+                                 a->warmup_frames + way * (b->warmup_frames - a->warmup_frames)};
 }
 
 bool pace_workers(struct pace *p, uint32_t workers, uint64_t frames)
@@ -93,7 +110,9 @@ bool pace_workers(struct pace *p, uint32_t workers, uint64_t frames)
     bool first = p->workers == 0;
     struct pace_setting to = pace_follow(&p->rule, workers), old = p->to;
     p->workers = workers;
-    if (to.rate_factor == old.rate_factor && to.momentum == old.momentum) return false;
+    if (to.rate_factor == old.rate_factor && to.momentum == old.momentum &&
+        to.warmup_frames == old.warmup_frames)
+        return false;
     p->from = first ? to : in_force(p, frames);
     p->to = to;
     p->changed = frames;
@@ -103,7 +122,7 @@ bool pace_workers(struct pace *p, uint32_t workers, uint64_t frames)
 void pace_step(const struct pace *p, uint64_t frames, uint64_t staleness, float *rate, float *momentum)
 {
     struct pace_setting now = in_force(p, frames);
-    double full = pace_rate(&p->rule, frames) * now.rate_factor;
+    double full = scheduled(&p->rule, frames) * warm(now.warmup_frames, frames) * now.rate_factor;
     if (p->rule.divides && staleness > 1) full /= (double)staleness;
     *rate = (float)full;
     *momentum = (float)now.momentum;

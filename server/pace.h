@@ -3,9 +3,9 @@
  *
  *   schedule   rate * factor^k, see pace_rate
  *   warm-up    times (frames + 1) / warmup_frames, below that: not even the first step is none
- *   workers    the job file gives rate and momentum of one worker; with more of them stale gradients act as
- *              momentum do, so both follow (pace_follow); a change takes effect in a line over 1/20 epoch
- *   staleness  divide: the rate over max(1, staleness)
+ *   workers    the job file gives rate, momentum and warm-up of one worker; pace_follow says what becomes of
+ * them with more, and a change takes effect in a line over a twentieth of an epoch staleness  divide: the
+ * rate over max(1, staleness)
  *
  * Source: DESIGN section 2 and "Quality under asynchrony"; staleness: Zhang 2016; momentum: Mitliagkas 2016.
  * One thread. */
@@ -20,8 +20,9 @@
 struct pace_rule {
     double rate, momentum; /* of one worker */
     double warmup_frames;
-    bool divides; /* by the staleness */
-    bool follows; /* the number of workers */
+    bool divides;   /* by the staleness */
+    bool follows;   /* the number of workers */
+    bool at_worker; /* momentum is kept by the workers: the servers have none */
     enum schedule_type schedule;
     double factor;       /* what the rate is multiplied with */
     uint32_t from_epoch; /* halve: first epoch (from 1) with a lower rate; newbob: told later, 0 = not yet */
@@ -29,9 +30,9 @@ struct pace_rule {
     uint64_t epoch_frames; /* frames of an epoch */
 };
 
-/* rate *= rate_factor, momentum = momentum. */
+/* rate *= rate_factor. */
 struct pace_setting {
-    double rate_factor, momentum;
+    double rate_factor, momentum, warmup_frames;
 };
 
 struct pace {
@@ -46,8 +47,8 @@ void pace_rule_from(const struct config *c, uint64_t epoch_frames, struct pace_r
  * are not among them). Epoch = frames / epoch_frames + 1; halve and newbob: rate * factor^max(0, epoch -
  * from_epoch + 1); exponential: rate * factor^(frames / per_frames). */
 double pace_rate(const struct pace_rule *r, uint64_t frames);
-/* What is recommended for that many asynchronous workers, if the rule follows them; one worker: exactly
- * factor 1 and the rule's momentum. */
+/* What is recommended for that many asynchronous workers, if the rule follows them (measured: DESIGN,
+ * "Quality under asynchrony"); one worker: exactly factor 1 and the rule's momentum and warm-up. */
 struct pace_setting pace_follow(const struct pace_rule *r, uint32_t workers);
 
 void pace_init(struct pace *p, const struct pace_rule *r);

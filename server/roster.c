@@ -19,6 +19,7 @@ void roster_fini(struct roster *r)
     free(r->held);
     free(r->arrived);
     free(r->quorum);
+    free(r->steps);
     roster_init(r, r->blocks);
 }
 
@@ -32,6 +33,7 @@ void roster_set(struct roster *r, const uint64_t *members, uint32_t n)
     r->held = xcalloc((size_t)n * r->blocks + 1, sizeof *r->held);
     r->arrived = xcalloc((size_t)r->blocks + 1, sizeof *r->arrived);
     r->quorum = xcalloc((size_t)r->blocks + 1, sizeof *r->quorum);
+    r->steps = xcalloc((size_t)r->blocks + 1, sizeof *r->steps);
     memcpy(r->members, members, n * sizeof *r->members);
 }
 
@@ -91,6 +93,11 @@ float *roster_sum(struct roster *r, uint32_t block, enum element_type type, size
     return sum;
 }
 
+uint64_t roster_steps(const struct roster *r, uint32_t block)
+{
+    return r->steps ? r->steps[block] : 0;
+}
+
 void roster_clear(struct roster *r, uint32_t block)
 {
     struct held *h = roster_block(r, block);
@@ -99,4 +106,5 @@ void roster_clear(struct roster *r, uint32_t block)
         h[k].here = false;
     }
     r->arrived[block] = 0;
+    r->steps[block]++;
 }

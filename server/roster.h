@@ -20,14 +20,21 @@ struct held {
     uint64_t since; /* ns */
 };
 
+/* Backup workers: the right to take part in a step. */
+struct ticket {
+    uint32_t quorum; /* of the step; 0: none */
+    uint64_t step;   /* from 1 */
+};
+
 struct roster {
     uint32_t num_members, blocks;
-    uint64_t *members; /* (num_members) in rank order, owned */
-    uint32_t *ticket;  /* (num_members), owned: backup workers: quorum of the last step each took part in */
-    struct held *held; /* (blocks, num_members), owned */
-    uint32_t *arrived; /* (blocks), owned */
-    uint32_t *quorum;  /* (blocks), owned: of the step under way; holds if arrived > 0 */
-    bool tail;         /* backup workers: the data run out, nobody is left behind any more */
+    uint64_t *members;     /* (num_members) in rank order, owned */
+    struct ticket *ticket; /* (num_members), owned: of the last step each took part in */
+    struct held *held;     /* (blocks, num_members), owned */
+    uint32_t *arrived;     /* (blocks), owned */
+    uint32_t *quorum;      /* (blocks), owned: of the step under way; holds if arrived > 0 */
+    uint64_t *steps;       /* (blocks), owned: that were made with this roster, those without frames, too */
+    bool tail;             /* backup workers: the data run out, nobody is left behind any more */
 };
 
 void roster_init(struct roster *r, uint32_t blocks);
@@ -47,6 +54,8 @@ bool roster_hold(struct roster *r, uint32_t block, uint32_t rank, const struct h
  * *frames: the frames they stand for. */
 float *roster_sum(struct roster *r, uint32_t block, enum element_type type, size_t n, bool mean,
                   float *scratch, uint64_t *frames);
+/* How many steps of the block were made with this roster. */
+uint64_t roster_steps(const struct roster *r, uint32_t block);
 /* The block's step is done: all places are empty again (frames that are left are freed). */
 void roster_clear(struct roster *r, uint32_t block);
 

@@ -152,7 +152,7 @@ static struct frame *read_block(struct shard *s, const struct msg_read *r, struc
     uint32_t local = r->block - s->state->first;
     const struct shard_state *from = find_kept(s, r->set);
     struct frame *f = NULL;
-    if (!from || (r->set == 0 && from->version[local] < r->at_least)) return NULL;
+    if (!from || (r->set == 0 && roster_steps(&s->roster, local) < r->step)) return NULL;
     if (r->set == 0)
         shard_pack(s, r->member, local, shard_weights(s, local), &f);
     else

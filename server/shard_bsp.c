@@ -1,6 +1,7 @@
 /* bsp: pushes of a block are held until its step is complete. With backup workers the first block of the
  * vector decides who takes part in a step: whoever pushes it among the first, as many as the quorum, has a
- * ticket for the other blocks; who comes later is told STALE and begins the next step. */
+ * ticket for the other blocks; who comes later is told STALE and begins the next step. A ticket names its
+ * step: a block whose step before that is still open takes no push of it. */
 #include "server/shard_inside.h"
 
 #include "common/err.h"
@@ -15,19 +16,21 @@ static bool decides(const struct shard *s, uint32_t local)
 
 bool shard_bsp_is_sound(const struct shard *s, const struct msg_push *p)
 {
-    return s->o.backup == 0 || p->block == 0 || p->quorum > 0;
+    return s->o.backup == 0 || p->block == 0 || (p->quorum > 0 && p->step > 0);
 }
 
 bool shard_bsp_is_left_out(const struct shard *s, const struct pushed *in)
 {
-    return s->o.backup > 0 && roster_rank(&s->roster, in->p->member) >= 0 &&
+    return decides(s, in->local) && roster_rank(&s->roster, in->p->member) >= 0 &&
            in->p->base_version < s->state->version[in->local];
 }
 
-uint32_t shard_bsp_ticket(const struct shard *s, const struct pushed *in)
+struct ticket shard_bsp_ticket(const struct shard *s, const struct pushed *in, uint32_t verdict)
 {
     int64_t rank = decides(s, in->local) ? roster_rank(&s->roster, in->p->member) : -1;
-    return rank < 0 ? 0 : s->roster.ticket[rank];
+    if (rank < 0) return (struct ticket){0, 0};
+    if (verdict == VERDICT_STALE) return (struct ticket){0, roster_steps(&s->roster, in->local)};
+    return s->roster.ticket[rank];
 }
 
 /* How many pushes make the step that this one begins. At the tail of the data everyone is waited for: ranks
@@ -41,12 +44,20 @@ static uint32_t quorum_of(const struct shard *s, const struct pushed *in)
     return all > s->o.backup ? all - s->o.backup : 1;
 }
 
+/* With a ticket for a later step than the next one. */
+static bool is_early(const struct shard *s, const struct pushed *in)
+{
+    bool follows = s->o.backup > 0 && !decides(s, in->local);
+    return follows && in->p->step > roster_steps(&s->roster, in->local) + 1;
+}
+
 /* All pushes of a step carry one ticket, of no more than there are. */
 static bool fits(const struct shard *s, const struct pushed *in, uint32_t quorum)
 {
     const struct roster *r = &s->roster;
     if (s->o.backup == 0 || decides(s, in->local)) return true;
-    return quorum <= r->num_members && (r->arrived[in->local] == 0 || r->quorum[in->local] == quorum);
+    if (quorum > r->num_members || in->p->step != roster_steps(r, in->local) + 1) return false;
+    return r->arrived[in->local] == 0 || r->quorum[in->local] == quorum;
 }
 
 /* --- the step */
@@ -83,11 +94,11 @@ static void update(struct shard *s, uint32_t local, float *sum, uint64_t frames,
 static void answer_held(struct shard *s, uint64_t now, uint32_t local, struct held *h, uint64_t staleness)
 {
     struct pushed in = {&h->push, h->peer, now, local, admit_find(&s->table, h->push.member)};
-    struct outcome out = {h->verdict, staleness, 0};
+    struct outcome out = {h->verdict, staleness, {0}};
     shard_push_store(s, &in, h->verdict);
     if (h->verdict == VERDICT_APPLIED) shard_push_tell(s, &in);
     if (h->push.pull && now > h->since) s->counts.wait_ns += now - h->since;
-    out.ticket = shard_bsp_ticket(s, &in);
+    out.ticket = shard_bsp_ticket(s, &in, h->verdict);
     shard_push_answer(s, &in, &out, shard_weights(s, local), &h->frame);
 }
 
@@ -117,7 +128,8 @@ static void step_together(struct shard *s, uint64_t now, uint32_t local)
 /* --- holding */
 static void say_received(struct shard *s, const struct pushed *in)
 {
-    struct outcome out = {VERDICT_RECEIVED, shard_push_staleness(s, in, false), shard_bsp_ticket(s, in)};
+    struct outcome out = {VERDICT_RECEIVED, shard_push_staleness(s, in, false),
+                          shard_bsp_ticket(s, in, VERDICT_RECEIVED)};
     shard_push_answer_bare(s, in, &out);
 }
 
@@ -137,9 +149,10 @@ static void hold_again(struct shard *s, const struct pushed *in, struct held *pl
 void shard_bsp_hold(struct shard *s, const struct pushed *in, uint32_t verdict, struct frame **frame)
 {
     int64_t rank = roster_rank(&s->roster, in->p->member);
-    if (rank < 0) {
+    if (rank < 0 || is_early(s, in)) {
         shard_refuse(s, in->peer, REFUSAL_NOT_READY,
-                     "the member is not in the roster in force: push again later");
+                     rank < 0 ? "the member is not in the roster in force: push again later"
+                              : "the step before is still open: push again later");
         return;
     }
     struct held *place = roster_block(&s->roster, in->local) + rank;
@@ -154,7 +167,9 @@ void shard_bsp_hold(struct shard *s, const struct pushed *in, uint32_t verdict, 
     }
     struct held h = {.verdict = verdict, .push = *in->p, .peer = in->peer, .since = in->now};
     bool complete = roster_hold(&s->roster, in->local, (uint32_t)rank, &h, quorum, frame);
-    if (decides(s, in->local)) s->roster.ticket[rank] = s->roster.quorum[in->local];
+    if (decides(s, in->local))
+        s->roster.ticket[rank] =
+            (struct ticket){s->roster.quorum[in->local], roster_steps(&s->roster, in->local) + 1};
     if (complete) {
         step_together(s, in->now, in->local);
         return;

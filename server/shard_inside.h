@@ -57,7 +57,7 @@ struct pushed {
 struct outcome {
     uint32_t verdict;
     uint64_t staleness;
-    uint32_t ticket; /* backup workers: quorum of the step, 0: takes no part */
+    struct ticket ticket; /* backup workers; quorum 0: takes no part */
 };
 
 /* --- shard.c */
@@ -107,9 +107,10 @@ void shard_ssp_drop_below(struct shard *s, uint64_t now, uint64_t oldest);
 void shard_bsp_hold(struct shard *s, const struct pushed *in, uint32_t verdict, struct frame **frame);
 /* Backup workers: the push has a ticket where it needs one. */
 bool shard_bsp_is_sound(const struct shard *s, const struct msg_push *p);
-/* The push comes from the weights before a step that went on without it. */
+/* The push asks for a ticket and comes from the weights before a step that went on without it. */
 bool shard_bsp_is_left_out(const struct shard *s, const struct pushed *in);
-/* Quorum of the last step of the first block that the member took part in; 0: none, or not asked for. */
-uint32_t shard_bsp_ticket(const struct shard *s, const struct pushed *in);
+/* What an answer with that verdict says of steps: of the last one that the member took part in; STALE: of the
+ * last one that was made. Zeros for other blocks than the first, or if there are no backup workers. */
+struct ticket shard_bsp_ticket(const struct shard *s, const struct pushed *in, uint32_t verdict);
 
 #endif

@@ -31,7 +31,8 @@ static void send_answer(struct shard *s, const struct pushed *in, const struct o
         .job_generation = s->o.job_generation,
         .type = s->o.weights,
         .credit = shard_credit(s),
-        .quorum = out->ticket,
+        .quorum = out->ticket.quorum,
+        .step = out->ticket.step,
     };
     if (*weights) m.answer.hash = wire_hash(frame_data(*weights), frame_len(*weights));
     s->io.send(s->io.ctx, in->peer, &m, weights);
@@ -126,7 +127,7 @@ static const float *backup_of(const struct shard *s, const struct pushed *in)
 static void step_alone(struct shard *s, const struct pushed *in, uint32_t verdict, float *g,
                        struct frame **frame)
 {
-    struct outcome out = {verdict, shard_push_staleness(s, in, false), 0};
+    struct outcome out = {verdict, shard_push_staleness(s, in, false), shard_bsp_ticket(s, in, verdict)};
     const float *w = shard_weights(s, in->local);
     shard_push_store(s, in, verdict);
     if (verdict == VERDICT_APPLIED) {
@@ -165,14 +166,14 @@ static void answer_again(struct shard *s, const struct pushed *in, uint32_t verd
 {
     s->counts.duplicate++;
     if (s->o.mode == CONSISTENCY_SSP && shard_ssp_is_waiting(s, in)) return;
-    struct outcome out = {verdict, shard_push_staleness(s, in, verdict == VERDICT_APPLIED), 0};
-    if (verdict != VERDICT_STALE) out.ticket = shard_bsp_ticket(s, in);
+    struct outcome out = {verdict, shard_push_staleness(s, in, verdict == VERDICT_APPLIED),
+                          shard_bsp_ticket(s, in, verdict)};
     shard_push_answer(s, in, &out, shard_weights(s, in->local), frame);
 }
 
 static void send_back(struct shard *s, const struct pushed *in, uint32_t verdict)
 {
-    struct outcome out = {verdict, shard_push_staleness(s, in, false), 0};
+    struct outcome out = {verdict, shard_push_staleness(s, in, false), {0}};
     if (verdict == VERDICT_CORRUPT)
         s->counts.corrupt++;
     else

@@ -38,7 +38,7 @@ static struct waiter *add(struct waiters *w)
 /* The weights follow; the credit comes back now. */
 static void say_received(struct shard *s, const struct pushed *in, uint64_t staleness)
 {
-    shard_push_answer_bare(s, in, &(struct outcome){VERDICT_RECEIVED, staleness, 0});
+    shard_push_answer_bare(s, in, &(struct outcome){VERDICT_RECEIVED, staleness, {0}});
 }
 
 /* One answer per member and block: a member that pushes on without it has lost interest in the older one. */
@@ -58,7 +58,7 @@ static void answer_waiter(struct shard *s, uint64_t now, uint32_t local, const s
     struct pushed in = {&p, w->peer, now, local, admit_find(&s->table, w->member)};
     struct frame *frame = NULL;
     if (now > w->since) s->counts.wait_ns += now - w->since;
-    shard_push_answer(s, &in, &(struct outcome){w->verdict, w->staleness, 0}, shard_weights(s, local),
+    shard_push_answer(s, &in, &(struct outcome){w->verdict, w->staleness, {0}}, shard_weights(s, local),
                       &frame);
 }
 

@@ -19,7 +19,7 @@
 
 void update_rule_from(const struct config *c, struct update_rule *out)
 {
-    enum optimizer_type type = c->optimizer.type;
+    enum optimizer_type type = config_server_optimizer(c);
     *out = (struct update_rule){
         .type = type,
         .beta1 = (float)c->optimizer.beta1,

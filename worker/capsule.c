@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char word[8] = "CHORALE2"; /* the last letter is the version */
+static const char word[8] = "CHORALE3"; /* the last letter is the version */
 
 /* A limit on every count: above it the bytes are nonsense, whatever their length. */
 #define MAX_COUNT (1u << 20)
@@ -16,6 +16,7 @@ void capsule_fini(struct capsule *c)
 {
     free(c->state);
     free(c->residual);
+    free(c->velocity);
     feed_image_fini(&c->feed);
     *c = (struct capsule){0};
 }
@@ -128,6 +129,7 @@ static void pass_all(struct pass *p, struct capsule *c)
     pass_u32(p, &c->threads);
     pass_floats(p, &c->state_size, &c->state);
     pass_floats(p, &c->residual_size, &c->residual);
+    pass_floats(p, &c->velocity_size, &c->velocity);
     pass_feed(p, &c->feed);
 }
 

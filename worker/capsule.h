@@ -1,6 +1,6 @@
 /* The capsule of a worker: what it must hand over at a checkpoint that promises identical bits. Recurrent
  * state, what rounding on the wire still owes to the servers, where streams and queues stand, the accounts of
- * its leases, its counters. Bytes: the word "CHORALE2", the numbers in little-endian order, XXH3 of all
+ * its leases, its counters. Bytes: the word "CHORALE3", the numbers in little-endian order, XXH3 of all
  * before it. Plain functions, any thread. Source: DESIGN section 5. */
 #ifndef WORKER_CAPSULE_H
 #define WORKER_CAPSULE_H
@@ -16,10 +16,10 @@ struct capsule {
     uint64_t nonfinite;       /* gradients thrown away */
     uint32_t threads;         /* N, whose states follow each other */
     size_t state_size;
-    float *state; /* (state_size) as team_get_state; owned */
-    size_t residual_size;
-    float
-        *residual; /* (residual_size) of the error feedback: P, or 0 where gradients travel as fp32; owned */
+    float *state;                        /* (state_size) as team_get_state; owned */
+    size_t residual_size, velocity_size; /* P, or 0 */
+    float *residual;                     /* of the error feedback, 0 where gradients travel as fp32; owned */
+    float *velocity;                     /* of momentum that is kept here; owned */
     struct feed_image feed;
 };
 

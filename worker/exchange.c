@@ -164,6 +164,7 @@ void exchange_push(struct exchange *x, uint64_t now, float *grad, uint64_t frame
     op_begin(x, OP_PUSH, 0, into);
     x->seq++;
     x->quorum = 0;
+    x->step = 0;
     x->grad = grad;
     x->frames = frames;
     x->pull = pull;
@@ -277,18 +278,17 @@ static void count_verdict(struct exchange *x, const struct msg_answer *a)
 
 /* The step goes on without us: no block of it is applied, and the weights are those after it. Block 0 brought
  * its own, if they were wanted. */
-static void leave_out(struct exchange *x, uint64_t now, const struct msg_answer *a)
+static void leave_out(struct exchange *x, const struct msg_answer *a)
 {
     struct item *it = &x->items[0];
     x->counts.left_out++;
-    x->left_at = now;
     x->lost = 0;
     x->request++;
-    exchange_link_ungate(x, a->version);
+    exchange_link_ungate(x, a->step);
     if (x->pull) return;
     struct link *l = &x->links[blocks_owner(&x->o.blocks, x->o.shards, 0)];
     exchange_item_begin(x, l, it, true);
-    it->at_least = a->version;
+    it->step = a->step;
 }
 
 /* APPLIED, or refused for good: the push of this block is over. */
@@ -309,7 +309,7 @@ static void receive_verdict(struct exchange *x, uint64_t now, uint32_t shard, co
     if (x->pull) stamp_weights(x, now, a->block, a->version, a->generation);
     exchange_item_set(x, l, it, ITEM_DONE);
     if (left_out)
-        leave_out(x, now, a);
+        leave_out(x, a);
     else
         count_verdict(x, a);
 }
@@ -331,9 +331,11 @@ static bool is_refusal(uint32_t verdict)
 static void take_ticket(struct exchange *x, const struct link *l, const struct msg_answer *a)
 {
     if (!x->o.tickets || x->quorum != 0 || a->block != 0 || a->generation != l->generation) return;
-    if (a->verdict == VERDICT_RECEIVED || a->verdict == VERDICT_APPLIED || a->verdict == VERDICT_NONFINITE ||
-        a->verdict == VERDICT_NORM)
-        x->quorum = a->quorum;
+    if (a->step == 0 || (a->verdict != VERDICT_RECEIVED && a->verdict != VERDICT_APPLIED &&
+                         a->verdict != VERDICT_NONFINITE && a->verdict != VERDICT_NORM))
+        return;
+    x->quorum = a->quorum;
+    x->step = a->step;
 }
 
 static void receive_ours(struct exchange *x, uint64_t now, uint32_t shard, const struct msg_answer *a,
@@ -369,12 +371,10 @@ static void receive_answer(struct exchange *x, uint64_t now, uint32_t shard, con
         x->counts.unexpected++;
 }
 
-/* Not there, or not yet: asked again a little later; the credit is back. After a deadline any weights will
- * do: a guess of the version that was too high must not hold us for ever. */
+/* Not there, or not yet: asked again a little later; the credit is back. */
 static void read_again(struct exchange *x, uint64_t now, struct link *l, struct item *it)
 {
-    uint64_t at = now + (it->at_least > 0 ? POLL_NS : WAIT_NS);
-    if (now - x->left_at > x->o.deadline_ns) it->at_least = 0;
+    uint64_t at = now + (it->step > 0 ? POLL_NS : WAIT_NS);
     it->sent = false;
     it->backoff = 1;
     exchange_item_wait(x, l, it, ITEM_HELD, at);
@@ -392,7 +392,7 @@ static void receive_block(struct exchange *x, uint64_t now, uint32_t shard, cons
     } else if (live && b->generation > l->generation) {
         exchange_link_lose(x, l);
         exchange_link_hello(x, now, shard);
-    } else if (live && (!b->found || b->version < it->at_least)) {
+    } else if (live && !b->found) {
         read_again(x, now, l, it);
     } else if (!b->found) {
         op_abort(x, now);

@@ -54,7 +54,7 @@ void exchange_item_begin(struct exchange *x, struct link *l, struct item *it, bo
     it->backoff = 1;
     it->corrupt = 0;
     it->request = x->request;
-    it->at_least = 0;
+    it->step = 0;
 }
 
 struct item *exchange_item_of(struct exchange *x, uint32_t shard, uint32_t block)
@@ -81,7 +81,9 @@ static void *push_bytes(struct exchange *x, struct item *it, uint32_t block, siz
     *len = element_bytes(x->o.gradients, n);
     if (x->lends->encoded != NULL) data = x->lends->encoded + block * x->stride;
     if (it->prepared) return data;
-    if (x->lends->encoded != NULL)
+    if (x->lends->encoded != NULL && x->frames == 0) /* zeros (bsp): they add nothing, and take nothing */
+        element_encode(x->o.gradients, x->grad + at, n, data);
+    else if (x->lends->encoded != NULL)
         element_encode_feedback(x->o.gradients, x->grad + at, x->residual + at, n, data);
     it->hash = wire_hash(data, *len);
     it->prepared = true;
@@ -114,7 +116,8 @@ static void push_fill(const struct exchange *x, const struct link *l, const stru
                                 .pull = x->pull,
                                 .hash = it->hash,
                                 .type = x->o.gradients,
-                                .quorum = block == 0 ? 0 : x->quorum};
+                                .quorum = block == 0 ? 0 : x->quorum,
+                                .step = block == 0 ? 0 : x->step};
 }
 
 /* false: the queue of this shard is full; nothing has changed but the time of the next try. */
@@ -125,7 +128,7 @@ static bool item_send(struct exchange *x, uint64_t now, uint32_t shard, uint32_t
     struct msg m = {.type = MSG_READ, .job = x->o.job};
     struct frame *payload = NULL;
     if (it->read) {
-        m.read = (struct msg_read){x->member, it->request, block, x->set, it->at_least};
+        m.read = (struct msg_read){x->member, it->request, block, x->set, it->step};
     } else {
         payload = push_payload(x, it, block);
         push_fill(x, l, it, block, &m);
@@ -227,16 +230,7 @@ void exchange_link_hello(struct exchange *x, uint64_t now, uint32_t shard)
     }
 }
 
-/* The version of a block after the step that gave block 0 `version`: as many steps on as block 0. But a block
- * that was read later than block 0 may be ahead of it, and must not wait for a step that waits for us; and
- * blocks have different versions only where a push was torn once. So the lower of two guesses. */
-static uint64_t version_after(const struct exchange *x, const struct item *it, uint64_t version)
-{
-    uint64_t before = x->items[0].base_version, steps = version > before ? version - before : 0;
-    return it->base_version + steps < version ? it->base_version + steps : version;
-}
-
-uint32_t exchange_link_ungate(struct exchange *x, uint64_t version)
+uint32_t exchange_link_ungate(struct exchange *x, uint64_t step)
 {
     uint32_t n = 0;
     for (uint32_t k = 0; k < x->o.shards; k++) {
@@ -244,7 +238,7 @@ uint32_t exchange_link_ungate(struct exchange *x, uint64_t version)
         for (uint32_t b = l->first; b < l->first + l->count; b++) {
             if (x->items[b].state != ITEM_TODO || !is_gated(x, b)) continue;
             exchange_item_begin(x, l, &x->items[b], true);
-            x->items[b].at_least = version_after(x, &x->items[b], version);
+            x->items[b].step = step;
             n++;
         }
     }

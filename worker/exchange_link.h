@@ -22,7 +22,7 @@ struct item {
     bool prepared; /* a PUSH: its bytes are encoded and hashed, once */
     unsigned backoff, corrupt;
     uint64_t deadline;                        /* FLYING, HELD: then TODO again */
-    uint64_t request, at_least;               /* of a READ */
+    uint64_t request, step;                   /* of a READ */
     uint64_t base_version, base_age_us, hash; /* of a PUSH, taken when it began: `into` may be `base` */
     uint32_t base_generation;
 };
@@ -70,8 +70,8 @@ struct exchange {
     uint32_t set;                 /* of READs */
     bool pull, read_failed, held; /* held: some block was, first at held_since */
     uint64_t held_since;
-    uint64_t left_at; /* when the step went on without us */
-    uint32_t quorum;  /* tickets: 0 until block 0 has brought one */
+    uint32_t quorum; /* tickets: 0 until block 0 has brought one */
+    uint64_t step;   /* of the ticket */
     float *grad;
     struct weights *into;
     uint64_t frames, skew;
@@ -97,9 +97,9 @@ void exchange_link_hello(struct exchange *x, uint64_t now, uint32_t shard);
 /* The shard has another life: what it has not answered is lost, and all its blocks are read anew. If one of
  * them was to bring the ticket, what waits for that is lost, too. */
 void exchange_link_lose(struct exchange *x, struct link *l);
-/* No ticket will come: the blocks that wait for it are read instead, as they are after the step that gave
- * block 0 this version (0: as they are). Returns how many. */
-uint32_t exchange_link_ungate(struct exchange *x, uint64_t version);
+/* No ticket will come: the blocks that wait for it are read instead, as they are after that step (0: as they
+ * are). Returns how many. */
+uint32_t exchange_link_ungate(struct exchange *x, uint64_t step);
 /* Is some of the gradient under way from weights of an earlier life of this shard? */
 bool exchange_link_is_stale(const struct exchange *x, const struct link *l);
 uint64_t exchange_link_next(const struct exchange *x, const struct link *l);

@@ -193,7 +193,7 @@ static struct exchange *make_exchange(struct links *l)
                                  .credit = (uint32_t)c->exchange.credit,
                                  .deadline_ns = (uint64_t)c->exchange.deadline_ms * NS_PER_MS,
                                  .consistency = c->consistency.mode,
-                                 .optimizer = c->optimizer.type,
+                                 .optimizer = config_server_optimizer(c),
                                  .gradients = c->exchange.gradients,
                                  .weights = c->exchange.weights,
                                  .tickets =

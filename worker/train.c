@@ -79,14 +79,17 @@ int train_read(struct train *t)
 
 /* --- one exchange: what has been added up in grad[g] */
 
-/* The gradient, scaled and clipped; false: nothing to push. Where all step together everyone must push: zeros
- * then, which add nothing. */
+/* The gradient, scaled and clipped, with the momentum that is kept here; false: nothing to push. Where all
+ * step together everyone must push: zeros then, which add nothing. */
 static bool prepare(struct train *t, float *grad, uint64_t *frames)
 {
     size_t P = t->job->facts.model.params;
     if (*frames > 0) {
         double norm = clip_norm(grad, P, t->scale, t->job->config.train.norm_clip);
-        if (isfinite(norm)) return true;
+        if (isfinite(norm)) {
+            velocity_apply(&t->velocity, grad);
+            return true;
+        }
         t->nonfinite++;
         log_event(LOG_WARN, "nonfinite", "\"window\":%" PRIu64 ",\"count\":%" PRIu64, t->windows,
                   t->nonfinite);
@@ -259,6 +262,7 @@ static void make_maths(struct train *t)
         t->grad[i] = xaligned(P * sizeof(float));
     }
     if (t->push_every > 1) t->one = xaligned(P * sizeof(float));
+    velocity_init(&t->velocity, c, P);
     double rows = (double)c->train.window * t->num_streams;
     t->scale = c->train.gradient == GRADIENT_MEAN ? 1 / rows : 1;
 }
@@ -296,6 +300,7 @@ void train_free(struct train **t_in)
         free(t->grad[i]);
     }
     free(t->one);
+    velocity_fini(&t->velocity);
     minibatch_fini(&t->window);
     feed_free(&t->feed);
     streams_free(&t->streams);

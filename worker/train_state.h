@@ -9,6 +9,7 @@
 #include "worker/pin.h"
 #include "worker/team.h"
 #include "worker/train.h"
+#include "worker/velocity.h"
 
 #define TRAIN_OVER  1  /* beside 0 and negative codes: the job is done */
 #define TRAIN_EVALS 16 /* evaluation leases on hand */
@@ -39,7 +40,8 @@ struct train {
     int base, latest, landing;
     float *grad[2]; /* (P) each; [g] is being written */
     int g;
-    float *one;  /* (P) of one window, where push_every > 1 adds them up in grad[g]; else NULL */
+    float *one; /* (P) of one window, where push_every > 1 adds them up in grad[g]; else NULL */
+    struct velocity velocity;
     int pending; /* windows in grad[g] */
     uint64_t pending_frames;
     uint64_t pushes, windows, frames, nonfinite;

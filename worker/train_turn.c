@@ -212,14 +212,17 @@ static void remember(struct train *t)
         c->threads = (uint32_t)t->job->config.train.threads;
         c->state_size = team_state_size(t->team);
         c->state = xcalloc((unsigned long)c->state_size, sizeof *c->state);
-        c->residual_size = residual ? t->job->facts.model.params : 0;
+        c->residual_size = residual ? t->velocity.n : 0;
         if (residual) c->residual = xaligned(c->residual_size * sizeof *residual);
+        c->velocity_size = t->velocity.values ? t->velocity.n : 0;
+        if (t->velocity.values) c->velocity = xaligned(c->velocity_size * sizeof *c->velocity);
     }
     c->windows = t->windows;
     c->frames = t->frames;
     c->nonfinite = t->nonfinite;
     team_get_state(t->team, c->state);
     if (residual) memcpy(c->residual, residual, c->residual_size * sizeof *residual);
+    if (c->velocity) memcpy(c->velocity, t->velocity.values, c->velocity_size * sizeof *c->velocity);
     feed_image_fini(&c->feed);
     feed_save(t->feed, &c->feed);
     t->saved_seq = seq_ended(t);
@@ -363,16 +366,20 @@ static int check_capsule(const struct train *t, const struct capsule *c)
         c->threads != (uint32_t)t->job->config.train.threads)
         return err_set(ERR_MODEL, "the capsule of the checkpoint is of another model, or another number of "
                                   "threads or streams, than job.yaml says");
-    if (c->residual_size != 0 && c->residual_size != t->job->facts.model.params)
-        return err_set(ERR_MODEL, "the capsule of the checkpoint owes rounding to another model");
+    size_t P = t->velocity.n;
+    if ((c->residual_size != 0 && c->residual_size != P) || (c->velocity_size != 0 && c->velocity_size != P))
+        return err_set(ERR_MODEL,
+                       "the capsule of the checkpoint has a residual or a velocity of another model");
     return 0;
 }
 
-/* A residual of gradients that travel as fp32 now is dropped; one that was not kept starts at zero. */
-static void restore_residual(struct train *t, const struct capsule *c)
+/* What has no use any more (gradients travel as fp32 now, the servers have the momentum) is dropped; what was
+ * not kept starts at zero. */
+static void restore_vectors(struct train *t, const struct capsule *c)
 {
-    float *residual = exchange_residual(t->links->exchange);
+    float *residual = exchange_residual(t->links->exchange), *velocity = t->velocity.values;
     if (residual && c->residual_size) memcpy(residual, c->residual, c->residual_size * sizeof *residual);
+    if (velocity && c->velocity_size) memcpy(velocity, c->velocity, c->velocity_size * sizeof *velocity);
 }
 
 static int restore_capsule(struct train *t)
@@ -386,7 +393,7 @@ static int restore_capsule(struct train *t)
     if (rc == 0) rc = feed_restore(t->feed, &c.feed);
     if (rc == 0) {
         team_set_state(t->team, c.state);
-        restore_residual(t, &c);
+        restore_vectors(t, &c);
         t->windows = c.windows;
         t->frames = t->speed_frames = c.frames;
         t->nonfinite = c.nonfinite;

@@ -109,7 +109,7 @@ static bool is_due(const struct coordinator *c)
     const struct sets *s = &c->sets;
     if (c->now < s->retry_at || !can_name(c)) return false;
     if (c->interrupt_at) return !c->last_set_tried;
-    if (change_is_settled(c) && !s->has_settled) return true;
+    if (change_is_settled(c)) return !s->has_settled; /* the switch must not wait for another */
     if (epochs_want_set(c) || (epochs_all_turned(c) && !s->newest_final)) return true;
     if (epochs_all_turned(c)) return false; /* the last one is there: the end must not wait for another */
     return c->o.interval_ns && c->now - s->last_named >= c->o.interval_ns && members_workers(c) > 0;

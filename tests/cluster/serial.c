@@ -12,6 +12,7 @@
 #include "worker/nnet/blas.h"
 #include "worker/nnet/clip.h"
 #include "worker/nnet/net.h"
+#include "worker/velocity.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -31,6 +32,7 @@ struct serial {
     int S, overlap, push_every, pull_every;
     double scale;
     struct update_rule rule;
+    struct velocity velocity;
     struct pace pace;
     struct shard_state *server; /* all blocks */
     struct pulled seen;         /* what the worker computes with */
@@ -135,6 +137,7 @@ static void push(struct serial *s)
         pull(s, &s->next);
         return;
     }
+    velocity_apply(&s->velocity, s->grad);
     for (uint32_t b = 0; b < s->server->blocks.count; b++) apply_block(s, b, frames);
     s->pushes++;
     if (s->overlap) {
@@ -179,6 +182,7 @@ static void make(struct serial *s, int workers)
     s->pull_every = c->consistency.pull_every;
     s->scale = c->train.gradient == GRADIENT_MEAN ? 1 / ((double)c->train.window * s->S) : 1;
     struct pace_rule pace;
+    velocity_init(&s->velocity, c, P);
     update_rule_from(c, &s->rule);
     pace_rule_from(c, s->job.facts.train.frames, &pace);
     pace_init(&s->pace, &pace);
@@ -209,6 +213,7 @@ static void unmake(struct serial *s)
     feed_free(&s->feed);
     streams_free(&s->streams);
     prefetch_free(&s->prefetch);
+    velocity_fini(&s->velocity);
     net_free(&s->net);
     free(s->seen.weights);
     free(s->next.weights);

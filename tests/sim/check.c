@@ -230,11 +230,10 @@ static bool is_exact(const struct plan *p)
 
 static void check_exact(struct sim *s, const struct shard_state *st)
 {
-    const struct plan *p = &s->plan;
-    for (uint32_t b = 0; b < st->count && is_exact(p); b++) {
-        uint64_t dropped = s->left_out, n = exact_windows(p);
-        if (plan_is_calm(p) && !plan_in_step(p->mode)) dropped += s->refused->lists[st->first + b].n;
-        if (st->frames[b] + (plan_is_calm(p) ? dropped : 0) != n)
+    uint64_t n = exact_windows(&s->plan);
+    for (uint32_t b = 0; b < st->count && is_exact(&s->plan); b++) {
+        uint64_t dropped = plan_is_calm(&s->plan) ? s->left_out + s->dropped[st->first + b] : 0;
+        if (st->frames[b] + dropped != n)
             sim_broken(s,
                        "an exact job takes each window once: block %u ends at %lu of %lu, %lu were dropped",
                        st->first + b, (unsigned long)st->frames[b], (unsigned long)n, (unsigned long)dropped);

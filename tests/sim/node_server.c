@@ -378,10 +378,17 @@ static void forget_seq(struct sim_server *v)
         memset(st->last_seq, 0, st->count * sizeof *st->last_seq);
 }
 
-static uint64_t last_seq(const struct shard_state *st, uint64_t member, uint32_t block)
+/* The last seq of a member, and its verdict. */
+static uint64_t last_seq(const struct shard_state *st, uint64_t member, uint32_t block, uint32_t *verdict)
 {
-    for (uint32_t i = 0; i < st->num_members && block >= st->first && block - st->first < st->count; i++)
-        if (st->members[i] == member) return st->last_seq[(size_t)i * st->count + block - st->first];
+    *verdict = VERDICT_NONE;
+    if (block < st->first || block - st->first >= st->count) return 0;
+    for (uint32_t i = 0; i < st->num_members; i++) {
+        size_t cell = (size_t)i * st->count + block - st->first;
+        if (st->members[i] != member) continue;
+        *verdict = st->verdict[cell];
+        return st->last_seq[cell];
+    }
     return 0;
 }
 
@@ -389,14 +396,15 @@ static void push(struct sim_server *v, const struct msg *in, uint64_t from, stru
 {
     struct msg m = *in;
     uint64_t member = m.push.member, before;
+    uint32_t verdict;
     bool last = v->p->slot > 0 && v->p->slot == v->s->plan.shards - 1;
     if (v->s->plant == PLANT_FORGET_SEQ) forget_seq(v);
     if (v->s->plant == PLANT_OWN_SET && last && m.push.quorum > 1) m.push.quorum--;
-    before = last_seq(shard_look(v->shard), member, m.push.block);
+    before = last_seq(shard_look(v->shard), member, m.push.block, &verdict);
     v->base = m.push.base_version;
     shard_receive(v->shard, v->s->now, from, &m, payload);
-    if (last_seq(shard_look(v->shard), member, m.push.block) != before)
-        watch_used(v->watch, member, m.push.block);
+    if (last_seq(shard_look(v->shard), member, m.push.block, &verdict) != before)
+        watch_used(v->watch, member, m.push.seq, m.push.block, verdict);
     look(v);
 }
 

@@ -223,8 +223,9 @@ struct sim {
     size_t num_steps;
     struct oracle_entry *pads; /* pushes without frames */
     size_t num_pads;
-    struct oracle *refused; /* pushes, of all blocks; owned */
-    uint64_t left_out;      /* pushes with frames that a step did without */
+    struct oracle *refused;       /* pushes, of all blocks; owned */
+    uint64_t dropped[SIM_BLOCKS]; /* of those with frames that no step decided on */
+    uint64_t left_out;            /* pushes with frames that a step did without */
     uint64_t waits, switches;
     uint64_t messages, kills, restores;
 };
@@ -271,8 +272,8 @@ void watch_free(struct watch **w);
 /* Before the core hears of it. */
 void watch_roster(struct watch *w, const uint64_t *members, uint32_t n);
 void watch_oldest(struct watch *w, uint64_t oldest);
-/* A push used up its seq: refused, applied or kept back. */
-void watch_used(struct watch *w, uint64_t member, uint32_t block);
+/* A push used up its seq, with that verdict. */
+void watch_used(struct watch *w, uint64_t member, uint64_t seq, uint32_t block, uint32_t verdict);
 /* The core applies a push. */
 void watch_applied(struct watch *w, uint64_t member, uint64_t seq, uint32_t block);
 /* The core answers a push of the worker of that pid. */

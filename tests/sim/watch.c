@@ -102,9 +102,18 @@ void watch_oldest(struct watch *w, uint64_t oldest)
         if (w->members[i] < oldest) remove_member(w, i);
 }
 
-void watch_used(struct watch *w, uint64_t member, uint32_t block)
+static bool is_refusal(uint32_t verdict)
+{
+    return verdict == VERDICT_NONFINITE || verdict == VERDICT_NORM || verdict == VERDICT_STALE;
+}
+
+void watch_used(struct watch *w, uint64_t member, uint64_t seq, uint32_t block, uint32_t verdict)
 {
     int row = row_of(w, member);
+    if (is_refusal(verdict)) {
+        oracle_add(w->s->refused, block, member, seq);
+        if (!plan_in_step(w->s->plan.mode)) w->s->dropped[block]++;
+    }
     if (row < 0) return;
     uint64_t clock = ++w->clock[row][block - w->first];
     if (clock > w->largest[block - w->first]) w->largest[block - w->first] = clock;
@@ -124,11 +133,6 @@ bool watch_is_kept(const struct watch *w, uint64_t pid, const struct msg_answer 
     return a->verdict != VERDICT_RECEIVED && k && k->seq == a->seq;
 }
 
-static bool is_refusal(uint32_t verdict)
-{
-    return verdict == VERDICT_NONFINITE || verdict == VERDICT_NORM || verdict == VERDICT_STALE;
-}
-
 static void check_verdict(struct watch *w, uint64_t member, const struct msg_answer *a)
 {
     bool applied = oracle_has(server_oracle(w->p), a->block, member, a->seq);
@@ -137,8 +141,6 @@ static void check_verdict(struct watch *w, uint64_t member, const struct msg_ans
                    "an answer tells what was done: verdict %s on seq %lu of member %lu, block %u, which is%s",
                    msg_verdict_name(a->verdict), (unsigned long)a->seq, (unsigned long)member, a->block,
                    applied ? " applied" : " not applied");
-    if (is_refusal(a->verdict) && !oracle_has(w->s->refused, a->block, member, a->seq))
-        oracle_add(w->s->refused, a->block, member, a->seq);
 }
 
 static void keep(struct watch *w, const struct given *g)

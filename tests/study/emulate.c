@@ -13,6 +13,7 @@
 #include "worker/nnet/blas.h"
 #include "worker/nnet/clip.h"
 #include "worker/nnet/net.h"
+#include "worker/velocity.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -44,6 +45,7 @@ struct worker {
     struct streams *streams;
     struct weights weights;
     float *grad;
+    struct velocity velocity;
     double pace;
     uint64_t due;  /* when its window is computed */
     bool has_work; /* utterances in its streams, or more to come */
@@ -127,7 +129,7 @@ static void deliver(struct emulation *e)
             shard_receive(e->shard, e->now, from, &l.msg, &l.payload);
             frame_free(&l.payload);
         }
-        for (uint32_t k = 0; k < e->num_workers; k++) read_inbox(&e->workers[k]);
+        for (uint32_t k = 0; k < e->num_workers && e->workers[k].inbox; k++) read_inbox(&e->workers[k]);
     } while (e->to_shard->count);
 }
 
@@ -192,6 +194,7 @@ static int compute(struct worker *w)
         e->loss += r.loss;
         e->loss_frames += r.frames;
         if (r.frames && !isfinite(clip_norm(w->grad, P, e->scale, c->train.norm_clip))) e->diverged = true;
+        if (r.frames) velocity_apply(&w->velocity, w->grad);
     } else if (w->has_work) {
         w->has_work = false;
         tell_roster(e);
@@ -258,7 +261,7 @@ static void make_worker(struct emulation *e, uint32_t k)
                                   .credit = 4,
                                   .deadline_ns = 3600 * NS_PER_S,
                                   .consistency = c->consistency.mode,
-                                  .optimizer = c->optimizer.type,
+                                  .optimizer = config_server_optimizer(c),
                                   .gradients = c->exchange.gradients,
                                   .weights = c->exchange.weights,
                                   .tickets = c->consistency.backup > 0};
@@ -273,6 +276,7 @@ static void make_worker(struct emulation *e, uint32_t k)
     w->net = net_new(&e->job.facts.model, &no);
     w->streams = streams_new(c->train.window, c->train.streams, e->job.facts.model.spec.input);
     w->grad = xaligned(e->job.facts.model.params * sizeof(float));
+    velocity_init(&w->velocity, c, e->job.facts.model.params);
     w->pace = exp(e->jitter * (double)rng_range(&e->rng, -1, 1));
     w->has_work = true;
     weights_init(&w->weights, &e->job.blocks);
@@ -340,6 +344,7 @@ static void unmake(struct emulation *e)
         streams_free(&w->streams);
         net_free(&w->net);
         weights_fini(&w->weights);
+        velocity_fini(&w->velocity);
         free(w->grad);
         free(w->inbox);
     }

@@ -207,8 +207,7 @@ void anchor_push_client(const struct ends *e, const void *arg)
 /* What comes goes back, part by part. */
 void anchor_echo_server(const struct ends *e, const void *arg)
 {
-    const struct anchor_setup *setup = arg;
-    if (setup->pinned) process_pin(0);
+    (void)arg;
     void *s = zmq_open(ZMQ_ROUTER, true);
     tell_endpoint(e, s);
     for (;;) {
@@ -240,6 +239,5 @@ static void run_echo(void *ctx, const struct anchor_setup *setup, char *vector, 
 void anchor_echo_client(const struct ends *e, const void *arg)
 {
     const struct anchor_setup *setup = arg;
-    if (setup->pinned) process_pin(1);
     obey(e, setup, zmq_join(ZMQ_DEALER, setup->endpoint), run_echo);
 }

@@ -10,7 +10,6 @@
 struct anchor_setup {
     size_t bytes, block; /* of the vector, of a block */
     char endpoint[MSG_MAX_ENDPOINT];
-    bool pinned; /* as in a cluster */
     int done[2]; /* a pipe: the server of a one-way stream says that a vector is there */
 };
 

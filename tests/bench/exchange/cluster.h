@@ -20,7 +20,6 @@ struct cluster_setup {
     int servers, crowds, in_crowd; /* processes, processes, workers in each */
     char endpoints[CLUSTER_SERVERS][MSG_MAX_ENDPOINT];
     int number; /* of this process among its kind */
-    bool pinned; /* servers to one CPU, workers to another */
 };
 
 struct cluster {

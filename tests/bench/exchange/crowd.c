@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #define TICK_NS     NS_PER_MS
+#define MAX_WAIT_MS 100
 #define DEADLINE_NS (30 * NS_PER_S)
 #define FRAMES      320 /* of one push */
 #define MAX_TIMES   65536
@@ -78,9 +79,8 @@ static void worker_push(struct crowd *c, struct emulated *w, uint64_t now)
     exchange_push(w->exchange, now, c->gradient, FRAMES, &w->weights, &w->weights, true);
 }
 
-static void worker_end(struct crowd *c, struct emulated *w)
+static void worker_end(struct crowd *c, struct emulated *w, uint64_t now)
 {
-    uint64_t now = clock_now_ns();
     w->is_busy = false;
     w->wake = now + c->order.sleep_ms * NS_PER_MS;
     c->busy--;
@@ -96,7 +96,7 @@ static void worker_step(struct crowd *c, struct emulated *w, uint64_t now)
     ASSERT(exchange_trouble(w->exchange) == 0);
     if (w->is_busy) {
         if (!exchange_idle(w->exchange) || !exchange_drained(w->exchange)) return;
-        worker_end(c, w);
+        worker_end(c, w, now);
     }
     bool wants = c->order.count ? w->left > 0 : now < c->stop_at;
     if (wants && now >= w->wake) worker_push(c, w, now);
@@ -119,18 +119,28 @@ static bool is_over(const struct crowd *c, uint64_t now)
     return true;
 }
 
-static void receive(struct crowd *c)
+/* The timer of a short wait costs a virtual machine more than a message does. */
+static int wait_ms(const struct crowd *c, uint64_t now)
+{
+    const struct emulated *w = c->workers;
+    uint64_t next = exchange_next(w->exchange);
+    if (c->setup->in_crowd > 1 || !w->is_busy || exchange_idle(w->exchange) || next <= now + TICK_NS)
+        return 1;
+    return next < now + MAX_WAIT_MS * NS_PER_MS ? (int)((next - now) / NS_PER_MS) : MAX_WAIT_MS;
+}
+
+static void receive(struct crowd *c, uint64_t now)
 {
     struct msg m;
     struct frame *payload = NULL;
     int link;
     uint64_t peer;
-    if (wire_receive(c->wire, 1, &link, &peer, &m, &payload)) return;
-    uint64_t now = clock_now_ns();
+    if (wire_receive(c->wire, wait_ms(c, now), &link, &peer, &m, &payload)) return;
+    now = clock_now_ns();
     struct emulated *w = &c->workers[link / c->setup->servers];
     exchange_receive(w->exchange, now, (uint32_t)(link - w->first_link), &m, &payload);
     frame_free(&payload);
-    if (exchange_idle(w->exchange)) worker_step(c, w, now);
+    if (exchange_idle(w->exchange)) worker_step(c, w, clock_now_ns());
 }
 
 static void run(struct crowd *c)
@@ -144,7 +154,7 @@ static void run(struct crowd *c)
     }
     for (; !is_over(c, now); now = clock_now_ns()) {
         if (now >= ticked + TICK_NS) tick(c, ticked = now);
-        receive(c);
+        receive(c, now);
     }
 }
 
@@ -177,7 +187,6 @@ void cluster_crowd(const struct ends *e, const void *arg)
 {
     struct crowd c = {.setup = arg};
     wire_keep_pages();
-    if (c.setup->pinned) process_pin(1);
     c.wire = wire_new();
     c.gradient = vector(c.setup->blocks.params, 1e-3f);
     c.times = xcalloc(MAX_TIMES, sizeof *c.times);

@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -70,12 +69,6 @@ void process_kill(struct process *p)
     waitpid(p->pid, NULL, 0);
     close(p->to);
     close(p->from);
-}
-
-void process_pin(int cpu)
-{
-    unsigned long mask = 1ul << (cpu % (int)sysconf(_SC_NPROCESSORS_ONLN) % 64);
-    syscall(SYS_sched_setaffinity, 0, sizeof mask, &mask);
 }
 
 bool process_next(const struct ends *e, bool waits, struct order *out)

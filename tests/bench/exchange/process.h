@@ -50,8 +50,6 @@ struct report process_do(const struct process *p, enum order_type type, int what
 bool process_stop(struct process *p);
 void process_kill(struct process *p);
 
-/* In the child: it and its later threads stay on one CPU, so that a round trip always has the same way. */
-void process_pin(int cpu);
 /* In the child: the next order. False, if it does not wait: there is none. */
 bool process_next(const struct ends *e, bool waits, struct order *out);
 /* Fills in what the process has used so far. */

@@ -90,6 +90,28 @@ static void a_change_waits_for_the_dev_result_and_then_for_a_set_that_has_it(voi
     assert_non_null(strstr(b->state, "\"evaluated\":true"));
 }
 
+/* Where sets take longer to write than the time between two, the next one is always due. */
+static void a_change_waits_for_one_set_and_not_for_the_one_after_it(void **state)
+{
+    struct bench *b = *state;
+    b->hold_done = true;
+    b->o.interval_ns = 2 * S;
+    bench_start(b);
+    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    struct msg_lease l = ask(b, 1, m, 1);
+    coordinate_change(b->c, b->now, &to_ssp);
+    use_leases(b, m, 2, 2);
+    used(b, 1, m, &l, 100);
+    serve_set(b, 8, s0, true);
+    serve_set(b, 9, s1, true);
+    wait_until(b, b->now + 5 * S);
+    assert_int_equal(b->completed, 1);
+    coordinate_set_done(b->c, b->now, 1, 0);
+    assert_false(coordinate_switched(b->c));
+    wait_until(b, b->now + 1 * S);
+    assert_true(coordinate_switched(b->c));
+}
+
 static void a_change_before_anything_has_begun_comes_at_once(void **state)
 {
     struct bench *b = *state;
@@ -370,6 +392,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(a_change_waits_for_the_end_of_what_has_begun_and_for_a_set_of_it),
         TEST(a_change_waits_for_the_dev_result_and_then_for_a_set_that_has_it),
+        TEST(a_change_waits_for_one_set_and_not_for_the_one_after_it),
         TEST(a_change_before_anything_has_begun_comes_at_once),
         TEST(a_change_that_is_taken_back_changes_nothing),
         TEST(in_the_last_epoch_a_change_comes_only_with_more_epochs),

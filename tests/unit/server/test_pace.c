@@ -78,21 +78,25 @@ static void the_rule_comes_from_the_configuration(void **state)
     struct config c;
     config_default(&c);
     c.optimizer.type = OPTIMIZER_MOMENTUM;
+    c.optimizer.momentum_at = MOMENTUM_AT_SERVER;
     c.optimizer.rate = 0.25;
     c.optimizer.momentum = 0.75;
-    c.optimizer.warmup_frames = 77;
+    c.optimizer.warmup_epochs = 0.5;
     c.optimizer.schedule.type = SCHEDULE_HALVE;
     c.optimizer.schedule.from_epoch = 7;
     c.optimizer.schedule.factor = 0.5;
     struct pace_rule r;
     pace_rule_from(&c, 1234, &r);
-    assert_true(r.rate == 0.25 && r.momentum == 0.75 && r.warmup_frames == 77 && !r.divides);
+    assert_true(r.rate == 0.25 && r.momentum == 0.75 && r.warmup_frames == 617 && !r.divides && !r.at_worker);
     assert_true(r.from_epoch == 7 && r.factor == 0.5 && r.epoch_frames == 1234);
     c.optimizer.schedule.type = SCHEDULE_NEWBOB;
     c.optimizer.staleness = STALENESS_DIVIDE;
     pace_rule_from(&c, 1234, &r);
     assert_int_equal(r.from_epoch, 0);
     assert_true(r.divides);
+    c.optimizer.momentum_at = MOMENTUM_AT_WORKER; /* what the workers keep the servers do not have */
+    pace_rule_from(&c, 1234, &r);
+    assert_true(r.at_worker && r.momentum == 0);
     config_free(&c);
 }
 
@@ -103,6 +107,7 @@ static void only_asynchronous_sgd_follows_the_workers(void **state)
     struct config c;
     config_default(&c);
     c.optimizer.momentum = 0.75;
+    c.optimizer.momentum_at = MOMENTUM_AT_SERVER;
     for (int type = OPTIMIZER_SGD; type <= OPTIMIZER_ADAMW; type++) {
         for (int mode = CONSISTENCY_ASYNC; mode <= CONSISTENCY_SSP; mode++) {
             for (int asked = 0; asked < 2; asked++) {
@@ -121,6 +126,7 @@ static void only_asynchronous_sgd_follows_the_workers(void **state)
 }
 
 /* --- workers */
+#define LATE 1000000 /* frames: after every warm-up */
 
 static struct pace_rule following(void)
 {
@@ -165,18 +171,40 @@ static void the_setting_for_many_workers_is_the_recommended_one(void **state)
     const struct {
         uint32_t workers;
         double momentum, effective; /* rate / (1 - momentum), over that of one worker */
-    } table[] = {{0, 0.9, 1},     {1, 0.9, 1},  {2, 0.4, 1},   {3, 0.9 - 2.0 / 3, 1}, {4, 0.15, 1},
-                 {8, 0.025, 0.5}, {10, 0, 0.4}, {16, 0, 0.25}, {32, 0, 0.125}};
-    struct pace_rule r = following();
+        double at_worker;           /* the factor where the workers have the momentum */
+        double warm;                /* epochs */
+    } table[] = {
+        {0, 0.9, 1, 1, 0},      {1, 0.9, 1, 1, 0},   {2, 0.4, 1, 1, 0.25}, {3, 0.9 - 2.0 / 3, 1, 1, 0.375},
+        {4, 0.15, 1, 1, 0.5},   {8, 0.025, 1, 1, 1}, {16, 0, 0.75, 1, 2},  {24, 0, 0.5, 1, 2},
+        {32, 0, 0.375, 0.75, 2}};
     for (size_t k = 0; k < sizeof table / sizeof *table; k++) {
+        struct pace_rule r = following();
         struct pace_setting s = pace_follow(&r, table[k].workers);
         assert_true(fabs(s.momentum - table[k].momentum) < 1e-12);
         assert_true(is_near(s.rate_factor * (1 - r.momentum) / (1 - s.momentum), table[k].effective));
+        assert_true(s.warmup_frames == table[k].warm * 20000);
+        r.at_worker = true, r.momentum = 0;
+        s = pace_follow(&r, table[k].workers);
+        assert_true(s.rate_factor == table[k].at_worker && s.momentum == 0);
+        r.warmup_frames = 30000; /* of the job file: no less than that */
+        assert_true(pace_follow(&r, table[k].workers).warmup_frames == fmax(30000, table[k].warm * 20000));
+        r.follows = false;
+        s = pace_follow(&r, table[k].workers);
+        assert_true(s.rate_factor == 1 && s.warmup_frames == 30000);
     }
-    r.momentum = 0; /* sgd */
-    assert_true(pace_follow(&r, 2).rate_factor == 1 && pace_follow(&r, 16).rate_factor == 0.25);
-    r.follows = false;
-    assert_true(pace_follow(&r, 16).rate_factor == 1);
+}
+
+static void the_warm_up_of_many_workers_is_theirs(void **state)
+{
+    (void)state;
+    struct pace_rule r = following();
+    struct pace_setting s = pace_follow(&r, 16);
+    struct pace p;
+    pace_init(&p, &r);
+    pace_workers(&p, 16, 0);
+    assert_step(&p, 0, 0.05 * s.rate_factor / 40000, s.momentum);
+    assert_step(&p, 19999, 0.05 * s.rate_factor / 2, s.momentum);
+    assert_step(&p, 39999, 0.05 * s.rate_factor, s.momentum);
 }
 
 static void the_first_number_of_workers_takes_effect_at_once(void **state)
@@ -186,10 +214,10 @@ static void the_first_number_of_workers_takes_effect_at_once(void **state)
     struct pace_setting s = pace_follow(&r, 4);
     struct pace p;
     pace_init(&p, &r);
-    assert_true(pace_workers(&p, 4, 7000));
-    assert_step(&p, 0, 0.05 * s.rate_factor, s.momentum); /* a block that is behind the shard, too */
-    assert_step(&p, 7000, 0.05 * s.rate_factor, s.momentum);
-    assert_step(&p, 99999, 0.05 * s.rate_factor, s.momentum);
+    assert_true(pace_workers(&p, 4, LATE + 7000));
+    assert_step(&p, LATE + 0, 0.05 * s.rate_factor, s.momentum); /* a block that is behind the shard, too */
+    assert_step(&p, LATE + 7000, 0.05 * s.rate_factor, s.momentum);
+    assert_step(&p, LATE + 99999, 0.05 * s.rate_factor, s.momentum);
 }
 
 static void a_change_of_workers_takes_effect_in_a_line(void **state)
@@ -199,14 +227,14 @@ static void a_change_of_workers_takes_effect_in_a_line(void **state)
     struct pace_setting s = pace_follow(&r, 16);
     struct pace p;
     pace_init(&p, &r);
-    pace_workers(&p, 1, 0);
-    assert_true(pace_workers(&p, 16, 5000));
-    assert_step(&p, 4000, 0.05, 0.9);
-    assert_step(&p, 5000, 0.05, 0.9);
-    assert_step(&p, 5250, 0.05 * (0.75 + 0.25 * s.rate_factor), 0.75 * 0.9 + 0.25 * s.momentum);
-    assert_step(&p, 5999, 0.05 * (0.001 + 0.999 * s.rate_factor), 0.001 * 0.9 + 0.999 * s.momentum);
-    assert_step(&p, 6000, 0.05 * s.rate_factor, s.momentum);
-    assert_step(&p, 60000, 0.05 * s.rate_factor, s.momentum);
+    pace_workers(&p, 1, LATE + 0);
+    assert_true(pace_workers(&p, 16, LATE + 5000));
+    assert_step(&p, LATE + 4000, 0.05, 0.9);
+    assert_step(&p, LATE + 5000, 0.05, 0.9);
+    assert_step(&p, LATE + 5250, 0.05 * (0.75 + 0.25 * s.rate_factor), 0.75 * 0.9 + 0.25 * s.momentum);
+    assert_step(&p, LATE + 5999, 0.05 * (0.001 + 0.999 * s.rate_factor), 0.001 * 0.9 + 0.999 * s.momentum);
+    assert_step(&p, LATE + 6000, 0.05 * s.rate_factor, s.momentum);
+    assert_step(&p, LATE + 60000, 0.05 * s.rate_factor, s.momentum);
 }
 
 static void a_change_in_mid_ramp_begins_where_the_ramp_is(void **state)
@@ -217,13 +245,14 @@ static void a_change_in_mid_ramp_begins_where_the_ramp_is(void **state)
     double rate_factor = (1 + two.rate_factor) / 2, momentum = (0.9 + two.momentum) / 2;
     struct pace p;
     pace_init(&p, &r);
-    pace_workers(&p, 1, 0);
-    pace_workers(&p, 2, 1000);
-    assert_step(&p, 1500, 0.05 * rate_factor, momentum);
-    assert_true(pace_workers(&p, 8, 1500));
-    assert_step(&p, 1500, 0.05 * rate_factor, momentum);
-    assert_step(&p, 2000, 0.05 * (rate_factor + eight.rate_factor) / 2, (momentum + eight.momentum) / 2);
-    assert_step(&p, 2500, 0.05 * eight.rate_factor, eight.momentum);
+    pace_workers(&p, 1, LATE + 0);
+    pace_workers(&p, 2, LATE + 1000);
+    assert_step(&p, LATE + 1500, 0.05 * rate_factor, momentum);
+    assert_true(pace_workers(&p, 8, LATE + 1500));
+    assert_step(&p, LATE + 1500, 0.05 * rate_factor, momentum);
+    assert_step(&p, LATE + 2000, 0.05 * (rate_factor + eight.rate_factor) / 2,
+                (momentum + eight.momentum) / 2);
+    assert_step(&p, LATE + 2500, 0.05 * eight.rate_factor, eight.momentum);
 }
 
 static void back_to_one_worker_is_a_ramp_that_ends_exactly(void **state)
@@ -234,10 +263,10 @@ static void back_to_one_worker_is_a_ramp_that_ends_exactly(void **state)
     struct pace p;
     float rate, momentum;
     pace_init(&p, &r);
-    pace_workers(&p, 8, 0);
-    assert_true(pace_workers(&p, 1, 3000));
-    assert_step(&p, 3500, 0.05 * (1 + s.rate_factor) / 2, (0.9 + s.momentum) / 2);
-    pace_step(&p, 4000, 0, &rate, &momentum);
+    pace_workers(&p, 8, LATE + 0);
+    assert_true(pace_workers(&p, 1, LATE + 3000));
+    assert_step(&p, LATE + 3500, 0.05 * (1 + s.rate_factor) / 2, (0.9 + s.momentum) / 2);
+    pace_step(&p, LATE + 4000, 0, &rate, &momentum);
     assert_true(rate == 0.05f && momentum == 0.9f);
 }
 
@@ -247,16 +276,16 @@ static void what_changes_nothing_is_told_so(void **state)
     struct pace_rule r = following();
     struct pace p;
     pace_init(&p, &r);
-    assert_true(pace_workers(&p, 2, 0));
-    assert_false(pace_workers(&p, 2, 10));
-    assert_false(pace_workers(&p, 0, 10)); /* nobody is there: the next one goes on */
-    assert_true(pace_workers(&p, 8, 1000));
-    assert_false(pace_workers(&p, 8, 1500)); /* does not begin the ramp anew */
-    assert_step(&p, 2000, 0.05 * pace_follow(&r, 8).rate_factor, pace_follow(&r, 8).momentum);
+    assert_true(pace_workers(&p, 2, LATE + 0));
+    assert_false(pace_workers(&p, 2, LATE + 10));
+    assert_false(pace_workers(&p, 0, LATE + 10)); /* nobody is there: the next one goes on */
+    assert_true(pace_workers(&p, 8, LATE + 1000));
+    assert_false(pace_workers(&p, 8, LATE + 1500)); /* does not begin the ramp anew */
+    assert_step(&p, LATE + 2000, 0.05 * pace_follow(&r, 8).rate_factor, pace_follow(&r, 8).momentum);
     r.follows = false;
     pace_init(&p, &r);
-    assert_false(pace_workers(&p, 16, 0));
-    assert_step(&p, 0, 0.05, 0.9);
+    assert_false(pace_workers(&p, 16, LATE + 0));
+    assert_step(&p, LATE + 0, 0.05, 0.9);
 }
 
 static void a_ramp_is_at_least_one_frame(void **state)
@@ -329,6 +358,7 @@ int main(void)
         cmocka_unit_test(only_asynchronous_sgd_follows_the_workers),
         cmocka_unit_test(one_worker_has_the_numbers_of_the_job_file_bit_for_bit),
         cmocka_unit_test(the_setting_for_many_workers_is_the_recommended_one),
+        cmocka_unit_test(the_warm_up_of_many_workers_is_theirs),
         cmocka_unit_test(the_first_number_of_workers_takes_effect_at_once),
         cmocka_unit_test(a_change_of_workers_takes_effect_in_a_line),
         cmocka_unit_test(a_change_in_mid_ramp_begins_where_the_ramp_is),

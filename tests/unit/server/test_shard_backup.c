@@ -38,6 +38,7 @@ static void push(struct world *w, uint64_t member, uint64_t seq, uint32_t block,
     struct msg m = world_push_msg(w, member, seq, block, g);
     m.push.base_version = base;
     m.push.quorum = quorum;
+    m.push.step = quorum > 0 ? base + 1 : 0; /* every step here raises the version */
     world_give(w, 100 + member, &m, g, 4);
 }
 
@@ -57,6 +58,7 @@ static void the_first_ones_make_the_step_and_the_last_is_told_that_it_is_stale(v
     struct world *w = new_shard(0, WORKERS, BACKUP);
     push(w, 5, 1, 0, 0, 0, ones);
     expect(world_last(w), 5, VERDICT_RECEIVED, 0, QUORUM);
+    assert_int_equal(w->said[0].m.answer.step, 1);
     w->now = 90;
     push(w, 7, 1, 0, 0, 0, threes);
     assert_int_equal(w->num_said, 2); /* in rank order */
@@ -68,6 +70,7 @@ static void the_first_ones_make_the_step_and_the_last_is_told_that_it_is_stale(v
     const struct said *s = world_last(w);
     expect(s, 3, VERDICT_STALE, 1, 0);
     assert_int_equal(s->m.answer.staleness, 1);
+    assert_int_equal(s->m.answer.step, 1);   /* the one that was made without it */
     assert_true(s->payload[0] == -0.1f * 2); /* the present weights, at once */
     push(w, 3, 1, 0, 0, 0, ones);            /* its seq is used up */
     expect(world_last(w), 3, VERDICT_STALE, 1, 0);
@@ -123,8 +126,9 @@ static void the_other_blocks_follow_the_ticket(void **state)
         expect(&w->said[0], 7, VERDICT_APPLIED, 1, 0);
         expect(&w->said[1], 3, VERDICT_APPLIED, 1, 0);
         w->num_said = 0;
-        push(w, 5, 1, 2, 0, 2, ones);
-        expect(world_last(w), 5, VERDICT_STALE, 1, 0);
+        push(w, 5, 1, 2, 0, 2, ones); /* a third ticket of two */
+        assert_int_equal(w->num_said, 0);
+        assert_int_equal(shard_counts(w->shard)->malformed, 4);
         push(w, 7, 2, 2, 1, 3, ones);
         expect(world_last(w), 7, VERDICT_RECEIVED, 1, 0);
         push(w, 3, 1, 2, 0, 2, threes); /* its answer was lost: it comes with the ticket of its own step */
@@ -132,6 +136,34 @@ static void the_other_blocks_follow_the_ticket(void **state)
         push(w, 3, 2, 2, 1, 3, ones);
         push(w, 5, 2, 2, 1, 3, ones); /* all three this time */
         assert_int_equal(w->num_said, 4);
+        world_free(&w);
+    }
+}
+
+/* The step is what the ticket says, whatever weights the gradient is from. */
+static void a_push_of_a_later_step_waits_and_none_with_a_ticket_is_left_out(void **state)
+{
+    (void)state;
+    for (uint32_t first = 0; first < 3; first += 2) {
+        struct world *w = new_shard(first, WORKERS, BACKUP);
+        struct msg m = world_push_msg(w, 5, 1, 2, ones);
+        m.push.quorum = 2;
+        m.push.step = 2;
+        for (int i = 0; i < 2; i++) { /* the first step has not begun, and is open */
+            world_give(w, 105, &m, ones, 4);
+            const struct said *s = world_last(w);
+            assert_true(s->m.type == MSG_REFUSED && s->m.refused.reason == REFUSAL_NOT_READY);
+            push(w, 3, 1, 2, 0, 2, ones);
+            w->num_said = 0;
+        }
+        push(w, 7, 1, 2, 0, 2, ones);
+        w->num_said = 0;
+        world_give(w, 105, &m, ones, 4); /* base 0, but the block has version 1 */
+        expect(world_last(w), 5, VERDICT_RECEIVED, 1, 0);
+        push(w, 3, 2, 2, 1, 2, ones);
+        expect(&w->said[0], 3, VERDICT_APPLIED, 2, 0);
+        expect(&w->said[1], 5, VERDICT_APPLIED, 2, 0);
+        assert_int_equal(shard_counts(w->shard)->malformed, 0);
         world_free(&w);
     }
 }
@@ -232,11 +264,11 @@ static void without_backup_workers_tickets_mean_nothing(void **state)
     world_free(&w);
 }
 
-static void a_read_waits_for_the_version_that_it_needs(void **state)
+static void a_read_waits_for_the_step_that_it_needs(void **state)
 {
     (void)state;
     struct world *w = new_shard(0, 2, BACKUP);
-    struct msg m = {.type = MSG_READ, .job = JOB, .read = {.member = 3, .block = 0, .at_least = 1}};
+    struct msg m = {.type = MSG_READ, .job = JOB, .read = {.member = 3, .block = 0, .step = 1}};
     world_give(w, 9, &m, NULL, 0);
     const struct said *s = world_last(w);
     assert_true(s->m.type == MSG_BLOCK && !s->m.block.found && s->bytes == 0);
@@ -325,13 +357,14 @@ int main(void)
         cmocka_unit_test(the_first_ones_make_the_step_and_the_last_is_told_that_it_is_stale),
         cmocka_unit_test(a_resend_gets_its_ticket_again),
         cmocka_unit_test(the_other_blocks_follow_the_ticket),
+        cmocka_unit_test(a_push_of_a_later_step_waits_and_none_with_a_ticket_is_left_out),
         cmocka_unit_test(at_the_tail_of_the_data_nobody_is_left_out),
         cmocka_unit_test(a_step_of_no_frames_leaves_the_version),
         cmocka_unit_test(a_step_whose_gradients_were_all_refused_is_a_step),
         cmocka_unit_test(with_as_many_backups_as_workers_one_is_enough),
         cmocka_unit_test(a_new_roster_forgets_the_step_and_the_tail),
         cmocka_unit_test(without_backup_workers_tickets_mean_nothing),
-        cmocka_unit_test(a_read_waits_for_the_version_that_it_needs),
+        cmocka_unit_test(a_read_waits_for_the_step_that_it_needs),
         cmocka_unit_test(in_any_order_every_step_is_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -406,6 +406,7 @@ static void the_rule_comes_from_the_configuration(void **state)
     c.optimizer.epsilon = 0.125;
     c.optimizer.weight_decay = 0.5;
     c.optimizer.delay_compensation = 2;
+    c.optimizer.momentum_at = MOMENTUM_AT_SERVER;
     for (int type = 0; type < TYPES; type++) {
         struct update_rule r;
         c.optimizer.type = (enum optimizer_type)type;

@@ -63,11 +63,14 @@ struct world {
     bool check_credit;
     double sum[BLOCKS * SIZE]; /* of all gradients that were applied */
     /* tickets */
-    uint32_t quorum;      /* > 0: bsp with backup workers */
-    bool no_received;     /* the first answer of a push is its last one */
-    bool no_ticket;       /* say nothing of a quorum */
-    uint64_t ticket_seq;  /* of the last push that got a ticket */
-    uint32_t lag[BLOCKS]; /* so many reads find the block a step behind */
+    uint32_t quorum;         /* > 0: bsp with backup workers */
+    bool no_received;        /* the first answer of a push is its last one */
+    bool no_ticket;          /* say nothing of a quorum */
+    uint64_t ticket_seq;     /* of the last push that got a ticket, */
+    uint64_t ticket_step;    /* for that step */
+    uint64_t made;           /* steps of block 0 */
+    uint32_t behind[BLOCKS]; /* steps of others that the block has not made yet */
+    uint32_t lag[BLOCKS];    /* so many reads find it so */
     uint32_t reads, not_found;
 };
 
@@ -109,7 +112,7 @@ static inline void check_push(struct world *w, const struct msg_push *p, struct 
     if (w->quorum == 0 || b == 0)
         assert_int_equal(p->quorum, 0);
     else
-        assert_true(p->quorum == w->quorum && p->seq == w->ticket_seq);
+        assert_true(p->quorum == w->quorum && p->seq == w->ticket_seq && p->step == w->ticket_step);
 }
 
 static inline bool fake_send(void *ctx, uint32_t shard, const struct msg *m, struct frame **payload)
@@ -169,7 +172,10 @@ static inline uint32_t decide(struct world *w, struct server *s, const struct ms
         return VERDICT_STALE;
     }
     if (w->quorum > 0) assert_true(p->base_version == s->version[p->block]);
-    if (w->quorum > 0 && p->block == 0) w->ticket_seq = p->seq;
+    if (w->quorum > 0 && p->block == 0) {
+        w->ticket_seq = p->seq;
+        w->ticket_step = ++w->made;
+    }
     apply(w, s, p, payload);
     return VERDICT_APPLIED;
 }
@@ -187,6 +193,7 @@ static inline void answer(struct world *w, uint32_t k, const struct msg_push *p,
     if (verdict == VERDICT_APPLIED && weights)
         m.answer.staleness = s->version[p->block] - 1 - p->base_version;
     if (p->block == 0 && verdict != VERDICT_STALE && !w->no_ticket) m.answer.quorum = w->quorum;
+    if (p->block == 0 && w->quorum > 0) m.answer.step = verdict == VERDICT_STALE ? w->made : w->ticket_step;
     m.answer.type = w->o.weights;
     struct frame *back = weights && p->pull ? weights_frame(w, p->block, w->o.weights) : NULL;
     if (back) m.answer.hash = wire_hash(frame_data(back), frame_len(back));
@@ -224,12 +231,14 @@ static inline void serve_read(struct world *w, uint32_t k, const struct msg_read
     m.block = (struct msg_block){.request = r->request, .block = r->block, .set = r->set, .type = type};
     w->reads++;
     bool found = !(w->lose_set && r->set != 0);
-    if (s->version[r->block] < r->at_least && w->lag[r->block] > 0) {
+    if (r->step > 0) assert_true(r->step <= w->made);
+    if (r->step > 0 && w->behind[r->block] && w->lag[r->block] > 0) {
         w->lag[r->block]--;
         w->not_found++;
         found = false;
-    } else if (s->version[r->block] < r->at_least) {
-        change(w, k, r->block, r->at_least);
+    } else if (r->step > 0 && w->behind[r->block]) {
+        change(w, k, r->block, s->version[r->block] + w->behind[r->block]);
+        w->behind[r->block] = 0;
     }
     m.block.found = found;
     m.block.version = s->version[r->block];
@@ -428,7 +437,11 @@ static inline struct world *world_of_tickets(uint64_t seed, uint32_t quorum)
 static inline void step_of_others(struct world *w, uint32_t lag)
 {
     change(w, 0, 0, w->server[0].version[0] + 1);
-    for (uint32_t b = 1; b < BLOCKS; b++) w->lag[b] = lag;
+    w->made++;
+    for (uint32_t b = 1; b < BLOCKS; b++) {
+        w->behind[b]++;
+        w->lag[b] = lag;
+    }
 }
 
 static inline const struct exchange_counts *counts(const struct world *w)

@@ -24,9 +24,11 @@ static void make(struct capsule *c)
                           .state_size = 5,
                           .residual_size = 7};
     c->state = xcalloc(5, sizeof *c->state);
+    c->velocity_size = 7;
+    c->velocity = xcalloc(7, sizeof *c->velocity);
     c->residual = xcalloc(7, sizeof *c->residual);
     for (int i = 0; i < 5; i++) c->state[i] = (float)i / 3.0f - 0.5f;
-    for (int i = 0; i < 7; i++) c->residual[i] = 1e-3f / (float)(i + 1);
+    for (int i = 0; i < 7; i++) c->residual[i] = 1e-3f / (float)(i + 1), c->velocity[i] = (float)i - 3;
     c->feed = (struct feed_image){.num_leases = 2, .num_queues = 3, .num_cursors = 3};
     c->feed.leases = xcalloc(2, sizeof *c->feed.leases);
     c->feed.queues = xcalloc(3, sizeof *c->feed.queues);
@@ -75,6 +77,8 @@ static void test_a_capsule_comes_back_as_it_was_written(void **state)
     assert_int_equal(back.threads, 2);
     assert_int_equal(back.residual_size, 7);
     assert_memory_equal(back.residual, c.residual, 7 * sizeof *c.residual);
+    assert_int_equal(back.velocity_size, 7);
+    assert_memory_equal(back.velocity, c.velocity, 7 * sizeof *c.velocity);
     assert_memory_equal(back.state, c.state, 5 * sizeof *c.state);
     assert_memory_equal(&back.feed.leases[1], &c.feed.leases[1], sizeof(struct feed_lease));
     assert_int_equal(back.feed.queues[2].position, 13);
@@ -94,8 +98,8 @@ static void test_a_capsule_of_the_version_before_is_refused_by_name(void **state
     size_t len;
     make(&c);
     uint8_t *bytes = capsule_write(&c, &len);
-    assert_memory_equal(bytes, "CHORALE2", 8);
-    bytes[7] = '1';
+    assert_memory_equal(bytes, "CHORALE3", 8);
+    bytes[7] = '2';
     put_hash(bytes, len);
     assert_int_equal(capsule_read(bytes, len, &back), ERR_DATA);
     assert_non_null(strstr(err_text(), "another version"));
@@ -109,7 +113,7 @@ static void test_a_size_beyond_the_bytes_is_refused(void **state)
     (void)state;
     struct capsule c = {.model_hash = 1}, back;
     size_t len;
-    for (size_t at = 5; at <= 6; at++) { /* word, 4 counters, threads, state's size, residual's size */
+    for (size_t at = 5; at <= 7; at++) { /* word, 4 counters, threads, then the sizes of three vectors */
         uint8_t *bytes = capsule_write(&c, &len);
         for (int n = 0; n < 3; n++) {
             uint64_t size = n == 0 ? UINT64_MAX : n == 1 ? UINT64_MAX / 4 + 1 : len / 4;
@@ -129,7 +133,7 @@ static void test_an_empty_feed_and_no_state_are_a_capsule_too(void **state)
     void *bytes = capsule_write(&c, &len);
     assert_int_equal(capsule_read(bytes, len, &back), 0);
     assert_int_equal(back.feed.num_leases + back.feed.num_queues + back.state_size, 0);
-    assert_int_equal(back.residual_size, 0);
+    assert_int_equal(back.residual_size + back.velocity_size, 0);
     free(bytes);
     capsule_fini(&back);
 }
