@@ -112,6 +112,7 @@ $(OBJ)/%_avx2.o: EXTRA := -mavx2 -mfma -mf16c -O3
 $(OBJ)/%_avx512.o: EXTRA := -mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx2 -mfma -O3
 # the square root of a vector has no errno
 $(OBJ)/server/update.o: EXTRA := -fno-math-errno
+$(OBJ)/server/update_avx2.o: EXTRA := -mavx2 -mfma -O3 -fno-math-errno
 $(OBJ)/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  cc   $(VARIANT)  $<"

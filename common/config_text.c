@@ -168,7 +168,8 @@ int config_check(const struct config *c)
 bool config_momentum_is_on_worker(const struct config *c)
 {
     bool has_momentum = c->optimizer.type == OPTIMIZER_MOMENTUM || c->optimizer.type == OPTIMIZER_NESTEROV;
-    return has_momentum && c->optimizer.momentum_at == MOMENTUM_AT_WORKER;
+    return has_momentum && c->optimizer.momentum_at == MOMENTUM_AT_WORKER &&
+           c->consistency.mode != CONSISTENCY_BSP;
 }
 
 enum optimizer_type config_server_optimizer(const struct config *c)

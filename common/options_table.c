@@ -86,7 +86,7 @@ const struct option_spec options_table[] = {
     {"optimizer.momentum_at", OPTION_ENUM, AT(optimizer.momentum_at), "worker", ANY, "", "worker|server",
      "who keeps it (momentum, nesterov): every worker for its own gradients, which bears staleness, or the "
      "servers "
-     "for all"},
+     "for all (in bsp always)"},
     {"optimizer.beta1", OPTION_FLOAT, AT(optimizer.beta1), "0.9", NUMBER(0, 0.9999), "", "",
      "share of the mean gradient that is kept (adam, adamw)"},
     {"optimizer.beta2", OPTION_FLOAT, AT(optimizer.beta2), "0.999", NUMBER(0, 0.999999), "", "",

@@ -92,6 +92,7 @@ void wire_keep_pages(void)
 #define MAX_FRAME       (MSG_MAX_PAYLOAD + MSG_MAX_HEADER)
 #define QUEUE_PEER      8            /* messages of a ROUTER's peer, each way: they bound our memory */
 #define QUEUE_OWN       32           /* of a DEALER: half a queue is one more wake-up of both threads */
+#define SEND_BUFFER     (256 << 10)  /* what is on its way in the kernel; more leaves the caches */
 #define ROUTER_ID_BYTES 5            /* what libzmq gives to a peer without an id of its own: 0 and 32 bits */
 #define PEER_MARK       (1ull << 32) /* so that no peer is 0 */
 
@@ -165,6 +166,7 @@ static void *new_socket(struct wire *w, int type, bool six)
     ASSERT(rc == 0);
     set_option(s, ZMQ_SNDHWM, type == ZMQ_ROUTER ? QUEUE_PEER : QUEUE_OWN);
     set_option(s, ZMQ_RCVHWM, type == ZMQ_ROUTER ? QUEUE_PEER : QUEUE_OWN);
+    set_option(s, ZMQ_SNDBUF, SEND_BUFFER);
     set_option(s, ZMQ_LINGER, 1000);
     /* A host that has vanished is noticed within 10 s. Not by ZMQ_HEARTBEAT_*: libzmq 4.3.4 aborts the
      * process when that timer meets a peer that died while its messages filled our queue. */
@@ -251,9 +253,8 @@ int wire_connect(struct wire *w, const char *endpoint)
 void wire_close(struct wire *w, int link)
 {
     ASSERT(link >= 0);
-    struct socket *s = socket_of(w, link);
-    zmq_close(s->at);
-    s->at = NULL;
+    zmq_close(socket_of(w, link)->at);
+    w->sockets[link + 1].at = NULL;
 }
 
 void wire_free(struct wire **w)

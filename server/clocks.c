@@ -121,6 +121,12 @@ bool clocks_advance(struct clocks *c, uint64_t member, uint32_t block)
     return c->least[block] > before;
 }
 
+void clocks_lower(struct clocks *c, uint64_t member, uint32_t block, uint64_t bound)
+{
+    if (!clocks_is_ahead(c, member, block, bound)) return;
+    c->clock[(size_t)find(c, member) * c->blocks + block] = c->least[block] + bound;
+}
+
 bool clocks_is_ahead(const struct clocks *c, uint64_t member, uint32_t block, uint64_t bound)
 {
     int64_t row = find(c, member);

@@ -24,6 +24,8 @@ void clocks_drop_below(struct clocks *c, uint64_t oldest);
 /* One more push of the block (from 0). True: the least clock of the block rose. A member that does not count
  * changes nothing. */
 bool clocks_advance(struct clocks *c, uint64_t member, uint32_t block);
+/* A member that is further ahead than the bound is there from now on, as if it had pushed less. */
+void clocks_lower(struct clocks *c, uint64_t member, uint32_t block, uint64_t bound);
 /* More than `bound` ahead of the least? A member that does not count never is. */
 bool clocks_is_ahead(const struct clocks *c, uint64_t member, uint32_t block, uint64_t bound);
 

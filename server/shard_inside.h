@@ -97,7 +97,7 @@ void shard_ssp_fini(struct shard *s);
 /* A push that used up its seq: answers it, in *frame, or keeps the answer back. */
 void shard_ssp_answer(struct shard *s, const struct pushed *in, const struct outcome *out, const float *w,
                       struct frame **frame);
-/* A resend: true if its answer is being kept back; then that is said. */
+/* A resend: true if its answer is being kept back, and not for too long yet; then that is said. */
 bool shard_ssp_is_waiting(struct shard *s, const struct pushed *in);
 void shard_ssp_roster(struct shard *s, uint64_t now, const uint64_t *members, uint32_t n);
 void shard_ssp_drop_below(struct shard *s, uint64_t now, uint64_t oldest);

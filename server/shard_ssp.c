@@ -1,9 +1,16 @@
-/* ssp: a push is applied at once, but its answer waits while the member is too far ahead of the slowest. */
+/* ssp: a push is applied at once, but its answer waits while the member is too far ahead of the slowest.
+ * Every shard counts steps by itself, so one that fell, or heard of a roster late, may take another member
+ * for the slowest than the others do; two members could then wait for each other on two shards, and for ever.
+ * So an answer waits no longer than a member may be silent, and who waited so long counts as being at the
+ * bound. */
 #include "server/shard_inside.h"
 
+#include "common/clock.h"
 #include "common/err.h"
 
 #include <stdlib.h>
+
+#define LIMIT_NS (30 * NS_PER_S)
 
 void shard_ssp_init(struct shard *s)
 {
@@ -87,10 +94,23 @@ void shard_ssp_answer(struct shard *s, const struct pushed *in, const struct out
     if (rose) release(s, in->now, in->local);
 }
 
+/* It waited too long: there is nothing more to keep back. */
+static void give_up(struct shard *s, const struct pushed *in, struct waiter *mine)
+{
+    struct waiters *w = &s->waiting[in->local];
+    s->counts.wait_ns += in->now - mine->since;
+    for (w->num--; mine < w->all + w->num; mine++) mine[0] = mine[1];
+    clocks_lower(&s->clocks, in->p->member, in->local, s->o.bound);
+}
+
 bool shard_ssp_is_waiting(struct shard *s, const struct pushed *in)
 {
     struct waiter *mine = find(&s->waiting[in->local], in->p->member);
     if (!mine || mine->seq != in->p->seq) return false;
+    if (in->now - mine->since >= LIMIT_NS) {
+        give_up(s, in, mine);
+        return false;
+    }
     mine->peer = in->peer; /* where it spoke last */
     say_received(s, in, mine->staleness);
     return true;

@@ -131,14 +131,6 @@ static uint64_t last_seq(const struct shard_state *st, uint64_t member, uint32_t
     return 0;
 }
 
-/* Entries of members that are gone may go, too. */
-static bool is_alive(const struct sim *s, uint64_t member)
-{
-    for (size_t i = 0; i < s->num_procs; i++)
-        if (!s->procs[i]->dead && s->procs[i]->worker && worker_member(s->procs[i]) == member) return true;
-    return false;
-}
-
 /* A server is back: nothing that was acknowledged as stable is missing, in the weights or in the table. */
 void check_restored(struct sim *s, struct proc *p)
 {
@@ -151,7 +143,7 @@ void check_restored(struct sim *s, struct proc *p)
             sim_broken(
                 s, "what was stable survives: seq %lu of member %lu is not in block %u of the restored shard",
                 (unsigned long)t->seq, (unsigned long)t->member, t->block);
-        if (is_alive(s, t->member) && last_seq(st, t->member, t->block) < t->seq)
+        if (t->member >= s->oldest && last_seq(st, t->member, t->block) < t->seq)
             sim_broken(
                 s,
                 "the table survives with the weights: member %lu, block %u, seq %lu was stable, %lu is known",

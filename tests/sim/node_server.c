@@ -289,6 +289,7 @@ static void obey(struct sim_server *v, const struct msg_order *o, struct frame *
         return;
     }
     if (o->roster > v->roster && payload) take_roster(v, o->roster, payload);
+    if (o->oldest_member > v->s->oldest) v->s->oldest = o->oldest_member;
     watch_oldest(v->watch, o->oldest_member);
     shard_oldest_member(v->shard, v->s->now, o->oldest_member);
     look(v);

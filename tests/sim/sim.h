@@ -145,6 +145,7 @@ struct proc {
     uint64_t found;   /* pid of the coordinator that it knows */
     uint64_t stopped; /* until then it stands still */
     uint64_t born;
+    bool was_away;   /* it stood still once */
     uint64_t away;   /* ns: dead, or standing still, since then; 0: neither */
     uint64_t member; /* of a worker, also after its end */
     struct coordinator *coordinator;
@@ -225,6 +226,7 @@ struct sim {
     size_t num_pads;
     struct oracle *refused;       /* pushes, of all blocks; owned */
     uint64_t dropped[SIM_BLOCKS]; /* of those with frames that no step decided on */
+    uint64_t oldest;              /* member: entries of lower ones may go */
     uint64_t left_out;            /* pushes with frames that a step did without */
     uint64_t waits, switches;
     uint64_t messages, kills, restores;

@@ -11,7 +11,7 @@
 #define FRESH  (2 * KEPT) /* answers in one call */
 
 struct given {
-    uint64_t pid, member, seq;
+    uint64_t pid, member, seq, since;
     uint32_t block;
 };
 
@@ -146,46 +146,63 @@ static void check_verdict(struct watch *w, uint64_t member, const struct msg_ans
 static void keep(struct watch *w, const struct given *g)
 {
     struct given *k = find_kept(w, g->pid, g->block);
+    if (k && k->seq == g->seq) return;
     if (!k) {
         ASSERT(w->num_kept < KEPT);
         k = &w->kept[w->num_kept++];
     }
-    if (k->seq != g->seq) w->s->waits++;
+    w->s->waits++;
     *k = *g;
-}
-
-static void let_go(struct watch *w, struct given *k)
-{
-    *k = w->kept[--w->num_kept];
 }
 
 void watch_answer(struct watch *w, uint64_t pid, const struct msg_answer *a, bool has_weights)
 {
     uint64_t member = pid <= w->s->num_procs ? w->s->procs[pid - 1]->member : 0;
-    struct given g = {pid, member, a->seq, a->block};
+    struct given g = {pid, member, a->seq, w->s->now, a->block};
     if (member == 0) return;
     if (a->verdict == VERDICT_RECEIVED && w->s->plan.mode == MODE_SSP) keep(w, &g);
     check_verdict(w, member, a);
-    if (watch_is_kept(w, pid, a)) let_go(w, find_kept(w, pid, a->block));
+    if (watch_is_kept(w, pid, a)) {
+        struct given *k = find_kept(w, pid, a->block);
+        g.since = k->since;
+        *k = w->kept[--w->num_kept];
+    }
     if (!has_weights) return;
     ASSERT(w->num_given < FRESH);
     w->given[w->num_given++] = g;
 }
 
+/* A worker that is there asks again, and is answered. */
+static void check_patience(const struct watch *w, const struct given *g)
+{
+    const struct proc *p = w->s->procs[g->pid - 1];
+    if (p->away || p->was_away || w->s->now < g->since + SIM_LIMIT + 60 * NS_PER_S) return;
+    sim_broken(w->s, "nobody waits for ever: member %lu waits for block %u since %g s",
+               (unsigned long)g->member, g->block, (double)g->since / 1e9);
+}
+
+/* Not ahead of the bound; but who waited for as long as a member may be silent counts as being there. */
+static void check_given(struct watch *w, const struct given *g)
+{
+    uint32_t b = g->block - w->first, bound = w->s->plan.bound;
+    uint64_t lead = ahead(w, g->member, g->block);
+    if (lead <= bound) return;
+    if (w->s->now >= g->since + SIM_LIMIT)
+        w->clock[row_of(w, g->member)][b] = least(w, b) + bound;
+    else
+        sim_broken(w->s,
+                   "nobody is given weights ahead of the bound: member %lu is %lu steps ahead on block %u, "
+                   "the bound is %u",
+                   (unsigned long)g->member, (unsigned long)lead, g->block, bound);
+}
+
 static void check_bound(struct watch *w)
 {
     uint32_t bound = w->s->plan.bound;
-    for (uint32_t i = 0; i < w->num_given; i++) {
-        const struct given *g = &w->given[i];
-        if (ahead(w, g->member, g->block) > bound)
-            sim_broken(
-                w->s,
-                "nobody is given weights ahead of the bound: member %lu is %lu steps ahead on block %u, "
-                "the bound is %u",
-                (unsigned long)g->member, (unsigned long)ahead(w, g->member, g->block), g->block, bound);
-    }
+    for (uint32_t i = 0; i < w->num_given; i++) check_given(w, &w->given[i]);
     for (uint32_t i = 0; i < w->num_kept; i++) {
         const struct given *g = &w->kept[i];
+        check_patience(w, g);
         if (ahead(w, g->member, g->block) <= bound)
             sim_broken(w->s,
                        "nobody is kept back without a reason: member %lu is %lu steps ahead on block %u, the "

@@ -260,6 +260,7 @@ static void stand_still(struct sim *s, struct proc *p)
     if (!p || p->stopped > s->now) return;
     p->stopped = s->now + sim_around(s, 30 * NS_PER_S);
     p->away = s->now;
+    p->was_away = true;
     s->kills++;
     sim_say(s, "process %lu stands still until %g s", (unsigned long)p->pid, (double)p->stopped / 1e9);
 }

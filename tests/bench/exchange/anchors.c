@@ -15,8 +15,9 @@
 #include <unistd.h>
 #include <zmq.h>
 
-#define HEADER    72 /* bytes of a push's header, about */
-#define HIGH      16 /* messages; libzmq's default of 1000 costs a one-way stream its pages */
+#define HEADER    72          /* bytes of a push's header, about */
+#define HIGH      16          /* messages; libzmq's default of 1000 costs a one-way stream its pages */
+#define BUFFER    (256 << 10) /* of the socket, as in wire.c: an echo takes a third less time with it */
 #define MAX_TIMES 65536
 
 struct anchor anchor_start(const struct anchor_setup *setup, anchor_body *server, anchor_body *client)
@@ -132,15 +133,16 @@ void anchor_tcp_client(const struct ends *e, const void *arg)
     obey(e, setup, &s, run_tcp);
 }
 
-/* --- bare libzmq */
+/* --- bare libzmq, with all that makes it faster */
 static void *zmq_open(int type, int bound)
 {
     wire_keep_pages();
-    int high = HIGH;
+    int high = HIGH, buffer = BUFFER;
     void *s = zmq_socket(zmq_ctx_new(), type);
     ASSERT(s);
     zmq_setsockopt(s, ZMQ_SNDHWM, &high, sizeof high);
     zmq_setsockopt(s, ZMQ_RCVHWM, &high, sizeof high);
+    zmq_setsockopt(s, ZMQ_SNDBUF, &buffer, sizeof buffer);
     if (bound) ASSERT(zmq_bind(s, "tcp://127.0.0.1:*") == 0);
     return s;
 }

@@ -324,6 +324,90 @@ static void test_wire_sockets_are_asked_in_turn(void **state)
     wire_free(&other);
 }
 
+static uint64_t say_hello(struct wire *from, int link, struct wire *to)
+{
+    struct msg m = leave_of(1);
+    struct got g;
+    send_soon(from, link, &m, NULL);
+    receive(to, &g);
+    return g.peer;
+}
+
+/* A socket that was empty is left alone only until it has something: a flood on another hides nothing. */
+static void test_wire_quiet_socket_is_heard_beside_a_flooded_one(void **state)
+{
+    (void)state;
+    struct wire *other = wire_new(), *client = wire_new();
+    char there[MSG_MAX_ENDPOINT];
+    assert_int_equal(wire_bind(other, "127.0.0.1", there), 0);
+    int flooded = wire_connect(client, endpoint), quiet = wire_connect(client, there);
+    uint64_t quiet_peer = say_hello(client, quiet, other), peer = say_hello(client, flooded, server);
+    uint64_t end = clock_now_ns() + LIMIT_NS;
+    struct msg m = leave_of(1);
+    struct got g = {.link = flooded};
+    for (int n = 0; g.link == flooded && clock_now_ns() < end; n++) {
+        for (int k = 0; k < 16; k++) wire_send(server, WIRE_ROUTER, peer, &m, NULL); /* or it is full */
+        if (n == 1000) assert_int_equal(wire_send(other, WIRE_ROUTER, quiet_peer, &m, NULL), 0);
+        receive(client, &g);
+    }
+    assert_int_equal(g.link, quiet);
+    wire_free(&client);
+    wire_free(&other);
+}
+
+/* Sending may take in what says that something has come. */
+static void test_wire_send_does_not_make_it_deaf(void **state)
+{
+    (void)state;
+    struct wire *client = wire_new();
+    int link = wire_connect(client, endpoint);
+    uint64_t peer = say_hello(client, link, server);
+    struct msg m = leave_of(1);
+    struct got g;
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(wire_receive(client, 0, &g.link, &g.peer, &g.m, &g.payload), ERR_AGAIN);
+        assert_int_equal(wire_send(server, WIRE_ROUTER, peer, &m, NULL), 0);
+        uint64_t there = clock_now_ns() + 10 * NS_PER_MS;
+        while (clock_now_ns() < there) continue;
+        assert_int_equal(wire_send(client, link, 0, &m, NULL), 0);
+        receive(client, &g);
+        receive(server, &g);
+    }
+    wire_free(&client);
+}
+
+/* Four under way at most: a queue of eight is never full, however quickly it goes. */
+static void test_wire_queue_with_room_is_never_called_full(void **state)
+{
+    (void)state;
+    struct wire *client = wire_new();
+    int link = wire_connect(client, endpoint);
+    uint64_t peer = say_hello(client, link, server);
+    struct msg m = leave_of(1);
+    struct got g;
+    for (int i = 0; i < 20000; i++) {
+        for (int k = 0; k < 4; k++) assert_int_equal(wire_send(server, WIRE_ROUTER, peer, &m, NULL), 0);
+        for (int k = 0; k < 4; k++) receive(client, &g);
+    }
+    wire_free(&client);
+}
+
+/* Whatever registers the CPU has: the hash goes over the wire and into files. */
+static void test_wire_hash_is_xxh3(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t len;
+        uint64_t hash;
+    } known[] = {{0, 0x2d06800538d394c2},    {1, 0xc44bdff4074eecdb},   {16, 0x9da23836adf2be1e},
+                 {100, 0x6dbb812cf19d012e},  {240, 0x4917a75c0ef8eed7}, {241, 0x541b19226f0052e8},
+                 {1024, 0xdc5acf0b043c445b}, {5000, 0x6abe8be5abcb2760}};
+    uint8_t bytes[5000];
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)(i * 7);
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        assert_int_equal(wire_hash(bytes, known[i].len), known[i].hash);
+}
+
 /* --- strangers */
 struct stranger {
     void *context, *socket;
@@ -507,6 +591,10 @@ int main(void)
         TEST(test_wire_receive_ends_after_its_time),
         TEST(test_wire_watched_descriptor_ends_the_wait),
         TEST(test_wire_sockets_are_asked_in_turn),
+        TEST(test_wire_quiet_socket_is_heard_beside_a_flooded_one),
+        TEST(test_wire_send_does_not_make_it_deaf),
+        TEST(test_wire_queue_with_room_is_never_called_full),
+        TEST(test_wire_hash_is_xxh3),
         TEST(test_wire_garbage_is_counted_and_dropped),
         TEST(test_wire_many_small_parts_are_dropped_as_one),
         TEST(test_wire_parts_above_the_limit_do_no_harm),

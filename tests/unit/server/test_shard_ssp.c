@@ -2,6 +2,8 @@
  * answer, and gets the weights of the moment when the others have caught up. */
 #include "tests/unit/server/shard_world.h"
 
+#include "common/clock.h"
+
 #define BOUND 2
 
 static const float ones[4] = {1, 1, 1, 1};
@@ -74,6 +76,31 @@ static void a_resend_of_what_is_kept_back_is_received_again(void **state)
     assert_int_equal(w->applied, BOUND + 2);
     assert_int_equal(shard_counts(w->shard)->duplicate, 4);
     assert_int_equal(shard_counts(w->shard)->waits, 1);
+    world_free(&w);
+}
+
+/* Here and on another shard they wait for each other. */
+static void nobody_waits_for_ever(void **state)
+{
+    (void)state;
+    struct world *w = new_world(both, 2);
+    w->now = 1000;
+    run_ahead(w);
+    w->now += 30 * NS_PER_S - 1;
+    world_push(w, 1, BOUND + 1, 2, ones);
+    world_expect(world_last(w), VERDICT_RECEIVED, BOUND + 1, BOUND + 1);
+    w->now++;
+    world_push(w, 1, BOUND + 1, 2, ones);
+    const struct said *s = world_last(w);
+    world_expect(s, VERDICT_APPLIED, BOUND + 1, BOUND + 1);
+    assert_int_equal(s->floats, 4);
+    assert_true(shard_counts(w->shard)->wait_ns == 30 * NS_PER_S && w->applied == BOUND + 1);
+    world_push(w, 1, BOUND + 2, 2, ones); /* the bound holds on from there */
+    world_expect(world_last(w), VERDICT_RECEIVED, BOUND + 2, BOUND + 2);
+    world_push(w, 2, 1, 2, ones); /* and the one that was waited for has one step less to catch up with */
+    assert_int_equal(w->num_said, 2);
+    world_expect(&w->said[0], VERDICT_APPLIED, 1, BOUND + 3);
+    world_expect(&w->said[1], VERDICT_APPLIED, BOUND + 2, BOUND + 3);
     world_free(&w);
 }
 
@@ -214,6 +241,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(who_is_too_far_ahead_waits_for_the_weights_of_a_later_moment),
         cmocka_unit_test(a_resend_of_what_is_kept_back_is_received_again),
+        cmocka_unit_test(nobody_waits_for_ever),
         cmocka_unit_test(a_push_without_pull_never_waits),
         cmocka_unit_test(who_has_no_work_neither_waits_nor_holds_up),
         cmocka_unit_test(a_roster_frees_those_that_nobody_holds_up_any_more),

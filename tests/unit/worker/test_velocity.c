@@ -76,6 +76,9 @@ static void where_the_servers_have_it_or_nobody_the_gradient_stays(void **state)
         struct velocity v;
         float g[2] = {1, -2};
         for (int at = MOMENTUM_AT_WORKER; at <= MOMENTUM_AT_SERVER; at++) {
+            c.consistency.mode = CONSISTENCY_BSP;
+            assert_false(config_momentum_is_on_worker(&c));
+            c.consistency.mode = at ? CONSISTENCY_SSP : CONSISTENCY_ASYNC;
             c.optimizer.momentum_at = (enum momentum_place)at;
             bool here = has && at == MOMENTUM_AT_WORKER;
             assert_true(config_momentum_is_on_worker(&c) == here);
