@@ -54,7 +54,7 @@
         N(norm), N(stale), N(other_generation), N(corrupt), N(malformed), N(overrun), N(stranger)
 #define NUMBERS_order(N)                                                                                     \
     N(incarnation), N(command), N(map_version), N(hold), N(capsule_have), N(capsule_attempt), N(set),        \
-        N(keep_set), N(roster), N(roster_from), N(halve_from), N(workers), N(oldest_member)
+        N(keep_set), N(roster), N(roster_from), N(halve_from), N(workers), N(momentum), N(oldest_member)
 #define NUMBERS_map_ask(N)   N(member), N(first)
 #define NUMBERS_map(N)       N(version), N(first), N(total)
 #define NUMBERS_lease_ask(N) N(member), N(request)

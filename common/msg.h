@@ -194,6 +194,7 @@ struct msg_order {
     uint64_t roster_from;
     uint32_t halve_from;    /* server, newbob: first epoch (from 1) with a lower rate; 0: none */
     uint32_t workers;       /* server: that train now, for the rate; 0: not told */
+    double momentum;        /* worker: that it keeps (optimizer.momentum_at), 0: as the job file says */
     uint64_t oldest_member; /* server: entries of lower members may go */
 };
 struct msg_map_ask {

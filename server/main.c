@@ -10,6 +10,7 @@
 #include "server/serve.h"
 
 #include <getopt.h>
+#include <math.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -199,7 +200,8 @@ static int join(struct server *s)
 
 static double largest_norm(const struct config *c)
 {
-    double gain = config_momentum_is_on_worker(c) ? 1 / (1 - c->optimizer.momentum) : 1;
+    double momentum = config_momentum_is_on_worker(c) ? fmax(c->optimizer.momentum, PACE_MAX_MOMENTUM) : 0;
+    double gain = 1 / (1 - momentum);
     return NORM_MARGIN * c->train.norm_clip * gain;
 }
 

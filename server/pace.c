@@ -4,7 +4,8 @@
 
 #define RAMP_EPOCHS      (1.0 / 20) /* how long a change of workers takes to have its full effect */
 #define STEADY_WORKERS   12.0       /* from here on the rate falls as 1 / workers ... */
-#define STEADY_AT_WORKER 24.0       /* ... where the workers have the momentum */
+#define STEADY_AT_WORKER 32.0       /* ... where the workers have the momentum, */
+#define SPREAD_WORKERS   8.0        /* which is longer then: from here on 1 - momentum falls as 1 / workers */
 #define WARM_WORKERS     8.0        /* an epoch of warm-up for as many, ... */
 #define WARM_EPOCHS      2.0        /* ... and no more than this */
 
@@ -19,7 +20,7 @@ void pace_rule_from(const struct config *c, uint64_t epoch_frames, struct pace_r
     enum consistency_mode mode = c->consistency.mode;
     *out = (struct pace_rule){
         .rate = c->optimizer.rate,
-        .momentum = has_momentum(config_server_optimizer(c)) ? c->optimizer.momentum : 0,
+        .momentum = has_momentum(type) ? c->optimizer.momentum : 0,
         .warmup_frames = c->optimizer.warmup_epochs * (double)epoch_frames,
         .at_worker = config_momentum_is_on_worker(c),
         .divides = c->optimizer.staleness == STALENESS_DIVIDE,
@@ -72,8 +73,8 @@ double pace_rate(const struct pace_rule *r, uint64_t frames)
 
 /* Momentum on the servers: N workers that do not wait for each other act as a momentum of 1 - 1/N (Mitliagkas
  * 2016): that much less is asked for, and the rate keeps rate / (1 - momentum), what a gradient moves in all,
- * but for many workers. Momentum on the workers: each has that of its own gradients, whoever else is there.
- */
+ * but for many workers. Momentum on the workers: each has that of its own gradients, whoever else is there;
+ * of many workers each sees less of the data, and averages over more of its own steps. */
 struct pace_setting pace_follow(const struct pace_rule *r, uint32_t workers)
 {
     struct pace_setting s = {1, r->momentum, r->warmup_frames};
@@ -81,7 +82,11 @@ struct pace_setting pace_follow(const struct pace_rule *r, uint32_t workers)
     double epochs = fmin(WARM_EPOCHS, workers / WARM_WORKERS);
     s.warmup_frames = fmax(r->warmup_frames, epochs * (double)r->epoch_frames);
     s.rate_factor = fmin(1, (r->at_worker ? STEADY_AT_WORKER : STEADY_WORKERS) / workers);
-    s.momentum = fmax(0, r->momentum - (1 - 1.0 / workers));
+    if (!r->at_worker)
+        s.momentum = fmax(0, r->momentum - (1 - 1.0 / workers));
+    else if (r->momentum > 0 && workers > SPREAD_WORKERS)
+        s.momentum =
+            fmax(r->momentum, fmin(PACE_MAX_MOMENTUM, 1 - (1 - r->momentum) * SPREAD_WORKERS / workers));
     s.rate_factor *= (1 - s.momentum) / (1 - r->momentum);
     return s;
 }

@@ -30,7 +30,9 @@ struct pace_rule {
     uint64_t epoch_frames; /* frames of an epoch */
 };
 
-/* rate *= rate_factor. */
+#define PACE_MAX_MOMENTUM 0.98 /* of workers that keep it, however many */
+
+/* rate *= rate_factor. momentum: of whoever keeps it. */
 struct pace_setting {
     double rate_factor, momentum, warmup_frames;
 };

@@ -163,6 +163,7 @@ static void receive_order(struct member *m, uint64_t now, const struct msg_order
     if (!m->joined || o->incarnation < m->incarnation || o->command > COMMAND_DIVERGED) return;
     obey(m, now, o->incarnation);
     if (o->command != COMMAND_RUN) m->command = o->command; /* never taken back */
+    if (o->momentum >= 0 && o->momentum < 1) m->momentum = o->momentum;
     take_hold(m, now, o);
     bool due = o->map_version != 0 && o->map_version != m->map.version;
     if (due && !m->map_due) m->map_at = now;
@@ -312,6 +313,10 @@ void member_receive(struct member *m, uint64_t now, const struct msg *msg, struc
 
 /* --- what the coordinator said */
 
+double member_momentum(const struct member *m)
+{
+    return m->momentum;
+}
 uint64_t member_number(const struct member *m)
 {
     return m->number;

@@ -46,6 +46,8 @@ uint32_t member_job_generation(const struct member *m);
 /* 0, or negative: refused (sentence in err_text()); ERR_AGAIN: retired, start over with a new member. */
 int member_trouble(const struct member *m);
 uint32_t member_command(const struct member *m); /* enum msg_command */
+/* That each worker keeps for itself now, 0 <= momentum < 1; 0: as the job file says. */
+double member_momentum(const struct member *m);
 /* The map: 0 = not complete yet; another number whenever an endpoint or a generation in it changes. */
 uint32_t member_map_version(const struct member *m);
 uint32_t member_shards(const struct member *m);

@@ -39,6 +39,7 @@ struct member {
     struct map map, stage;
     uint32_t map_changes, map_wanted;
     bool map_due;
+    double momentum;
     uint64_t map_at;
     /* leases */
     struct msg_lease *queue; /* ring of max_leases */

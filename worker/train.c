@@ -87,6 +87,9 @@ static bool prepare(struct train *t, float *grad, uint64_t *frames)
     if (*frames > 0) {
         double norm = clip_norm(grad, P, t->scale, t->job->config.train.norm_clip);
         if (isfinite(norm)) {
+            double momentum = member_momentum(t->links->member);
+            if (velocity_set_momentum(&t->velocity, momentum))
+                log_event(LOG_INFO, "momentum_follows", "\"momentum\":%.6g", momentum);
             velocity_apply(&t->velocity, grad);
             return true;
         }

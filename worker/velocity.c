@@ -22,6 +22,13 @@ void velocity_fini(struct velocity *v)
     *v = (struct velocity){0};
 }
 
+bool velocity_set_momentum(struct velocity *v, double momentum)
+{
+    if (!v->values || momentum <= 0 || v->momentum == (float)momentum) return false;
+    v->momentum = (float)momentum;
+    return true;
+}
+
 static void step_nesterov(float mu, float *restrict g, float *restrict v, size_t n)
 {
     for (size_t k = 0; k < n; k++) {

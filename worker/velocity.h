@@ -20,6 +20,8 @@ struct velocity {
 
 void velocity_init(struct velocity *v, const struct config *c, size_t n);
 void velocity_fini(struct velocity *v);
+/* From now on, where the number of workers has changed it; 0: as it is. True: that is another one. */
+bool velocity_set_momentum(struct velocity *v, double momentum);
 /* grad (n), scaled and clipped, becomes what is pushed. */
 void velocity_apply(struct velocity *v, float *grad);
 

@@ -73,6 +73,8 @@ struct coordinate_io {
     double (*rate)(void *ctx, uint32_t epoch, uint32_t halve_from);
     /* May be NULL: what the number of workers does to the rate, for the status. */
     double (*rate_factor)(void *ctx, uint32_t workers);
+    /* May be NULL: the momentum that so many workers keep, each for itself; 0: the servers have it. */
+    double (*momentum)(void *ctx, uint32_t workers);
 };
 
 struct coordinator;

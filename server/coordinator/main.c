@@ -193,6 +193,12 @@ static double rate_factor_of(void *ctx, uint32_t workers)
     return pace_follow(&l->rule, workers).rate_factor;
 }
 
+static double momentum_of(void *ctx, uint32_t workers)
+{
+    const struct lead *l = ctx;
+    return l->rule.at_worker ? pace_follow(&l->rule, workers).momentum : 0;
+}
+
 /* The lines that users of Kaldi's nnet1 grep for. */
 static void write_epoch(void *ctx, const struct coordinate_epoch *e)
 {
@@ -251,7 +257,8 @@ static void make_core(struct lead *l)
                                      .complete = complete_set,
                                      .epoch_done = write_epoch,
                                      .rate = rate_of,
-                                     .rate_factor = rate_factor_of};
+                                     .rate_factor = rate_factor_of,
+                                     .momentum = momentum_of};
     blocks_cut(l->facts.model.params, &o.blocks);
     l->core = coordinate_new(&o, &io);
 }

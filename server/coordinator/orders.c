@@ -78,6 +78,7 @@ static void fill_order(const struct coordinator *c, const struct member *m, stru
     o->map_version = members_map_complete(c) ? c->map_version : 0;
     if (m->role == ROLE_WORKER) {
         if (s->exact && (s->phase == SET_HOLD || s->phase == SET_COPY)) o->hold = s->set;
+        if (c->io.momentum) o->momentum = c->io.momentum(c->io.ctx, members_training(c));
         o->set = c->next_set - 1; /* tells an order from before a hold from the release after it */
         if (o->hold && m->capsule_set == o->hold) {
             o->capsule_have = m->capsule_len;

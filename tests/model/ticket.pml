@@ -1,123 +1,208 @@
-/* bsp with backup workers: block 0 decides who takes part in a step, another block on another shard follows the
- * tickets. Three members, a quorum of two, a network that loses and reorders, resends. Source: DESIGN section 2;
- * server/shard_bsp.c, worker/exchange.c. What the code has and this has too: RECEIVED as the ticket (its answer
- * may be lost: asked for again), the step number in ticket and READ, left out = STALE, then READ of the other
- * block once it has made that step. That a resend is not applied twice is what exchange.pml shows; here a shard
- * knows a push of the step that it made last.
+/* bsp with a backup worker: block 0 decides who takes part in a step, a block of another shard follows the
+ * tickets. Three members, of which two make a step; a network that loses, resends, answers that come late.
+ * Source: DESIGN section 2, server/shard_bsp.c, worker/exchange.c. What the code has and this has too: RECEIVED
+ * with the ticket and its step number, STALE with the last step made, READ of a block once it has made that step,
+ * NOT_READY for a push of a later step, resends of the same seq answered from the stored verdict with the weights
+ * of now. A message takes effect where it arrives, so one on its way, or lost, is one not sent yet; answers have
+ * a way, and may be lost. A member that dies is one that takes no further step before its ticket: with one it is
+ * waited for, and then everything is restored.
  *
- * Safety: both blocks make each step of the same members, nobody twice. Liveness (LIVE): steps go on.
- * Mutations (each must give an error): NO_TICKETS (the other block takes who comes first), NO_STEP (a ticket
- * does not say of which step it is, the weights' version does), EARLY_READ (weights from before the step),
- * and with LIVE: NO_RESEND, LATE_FOR_EVER (who comes too late is not told). */
+ * Safety: each step is of the same pushes on both blocks, block 0 makes it first, no push is in two steps.
+ * Liveness (LIVE): steps go on.
+ * Mutations (each must give an error): NO_TICKETS (the other block takes who comes first), NO_STEP (it is the
+ * version of the weights that tells of which step a push is), NO_DUPLICATE_CHECK, and with LIVE: NO_RESEND,
+ * NOT_TOLD (who comes too late is not answered). */
 #define M 3
 #define Q 2
 #ifndef STEPS
 #define STEPS 2
 #endif
 #ifndef LOSSES
-#define LOSSES 1
+#define LOSSES 1 /* of answers */
 #endif
+#ifndef HASTY
+#define HASTY 1 /* resends while the answer is on its way */
+#endif
+#define BLOCK0 0
+#define BLOCK1 1
 
-/* the decider and the follower: steps made, who is in the open one, who was in each made one (bits) */
-byte made[2], open_[2], count[2];
-byte who[2 * (STEPS + 2)]; /* (block, step) */
-byte losses;
+mtype = { RECEIVED, APPLIED, STALE, FOUND };
+
+#define AT(b, m)      ((b) * M + (m))
+#define PART(b, s, m) part[((b) * (STEPS + 1) + (s) - 1) * M + (m)]
+#define SAME(s, m)    (PART(BLOCK1, s, m) == PART(BLOCK0, s, m))
+
+/* the shards */
+byte made[2], count[2]; /* steps made; pushes in the open one */
+byte held[2 * M];       /* seq in the open step, 0: none */
+byte last[2 * M];       /* seq that is decided */
+bool was_stale[2 * M];  /* and its verdict */
+byte ticket[M];         /* step of the last one */
+/* ghosts and budgets */
+byte part[2 * (STEPS + 1) * M]; /* seq of each member in each step */
+byte losses, hasty;
 bool over[M];
 
-/* of each member's next message on the way to a block, and of the answer; lost ones are sent again */
-#define NONE   0
-#define PUSH   1
-#define READ   2
-#define TICKET 3 /* RECEIVED or APPLIED with a ticket; block 1: only that the push is held */
-#define DONE   4 /* APPLIED */
-#define STALE  5
-#define FOUND  6
-byte up[2 * M], up_step[2 * M], up_base[2 * M];
-byte down[2 * M], down_step[2 * M];
+chan down[2 * M] = [1] of { mtype, byte, byte, byte }; /* verdict, seq, step, version of the weights */
 
-#define AT(b, m)  ((b) * M + (m))
-#define BIT(m)    (1 << (m))
-#define IN(b, s, m) (who[(b) * (STEPS + 2) + (s)] & BIT(m))
-
-inline answer(b, m, what, s)
+/* With a ticket of block 0; STALE: with the last step made. */
+inline answer(b, to, verdict, number)
 {
+    t = (verdict == STALE -> made[b] : (b == BLOCK0 -> ticket[to] : 0));
     if
-    :: true -> down[AT(b, m)] = what; down_step[AT(b, m)] = s
+    :: nfull(down[AT(b, to)]) -> down[AT(b, to)]!verdict, number, t, made[b]
+    :: full(down[AT(b, to)])
     :: losses < LOSSES -> losses++
-    fi
+    fi;
+    t = 0
 }
 
-/* The push of m completes the step, or waits in it. */
-inline hold(b, m)
+/* A new seq that takes part: it waits for the others, or makes the step. */
+inline take(b)
 {
-    assert(!(open_[b] & BIT(m)));
-    open_[b] = open_[b] | BIT(m);
+    held[AT(b, me)] = seq;
     count[b]++;
     if
-    :: count[b] == Q ->
-        made[b]++;
-        who[b * (STEPS + 2) + made[b]] = open_[b];
-        open_[b] = 0;
-        count[b] = 0;
-        /* the same members in the same step; the decider is first */
-        assert(b == 0 || made[1] <= made[0]);
-        assert(b == 0 || who[made[1]] == who[(STEPS + 2) + made[1]])
+    :: b == BLOCK0 -> ticket[me] = made[b] + 1
     :: else
+    fi;
+    if
+    :: count[b] < Q -> answer(b, me, RECEIVED, seq)
+    :: else ->
+        made[b]++;
+        count[b] = 0;
+        i = 0;
+        do
+        :: i < M && held[AT(b, i)] > 0 ->
+            q = held[AT(b, i)];
+            held[AT(b, i)] = 0;
+            PART(b, made[b], i) = q;
+            last[AT(b, i)] = q;
+            was_stale[AT(b, i)] = false;
+            answer(b, i, APPLIED, q);
+            i++
+        :: i < M && held[AT(b, i)] == 0 -> i++
+        :: i == M -> break
+        od;
+        i = 0;
+        q = 0;
+        assert(made[BLOCK1] <= made[BLOCK0]);
+        assert(b == BLOCK0 || (SAME(made[b], 0) && SAME(made[b], 1) && SAME(made[b], 2)))
     fi
 }
 
-proctype shard(byte b)
+inline leave_out(b)
 {
-    byte m, s, base;
-end:
-    do
-    :: atomic {
-           if
-           :: up[AT(b, 0)] != NONE -> m = 0
-           :: up[AT(b, 1)] != NONE -> m = 1
-           :: up[AT(b, 2)] != NONE -> m = 2
-           fi;
-           s = up_step[AT(b, m)];
-           base = up_base[AT(b, m)];
-           if
-           :: up[AT(b, m)] == READ && made[b] >= s -> answer(b, m, FOUND, made[b])
-           :: up[AT(b, m)] == READ && made[b] < s -> skip /* not found: again */
-           /* a resend */
-           :: up[AT(b, m)] == PUSH && (open_[b] & BIT(m)) -> answer(b, m, TICKET, made[b] + 1)
-           :: up[AT(b, m)] == PUSH && !(open_[b] & BIT(m)) && base < STEPS + 1 && IN(b, base + 1, m) ->
-               answer(b, m, DONE, base + 1)
-           :: up[AT(b, m)] == PUSH && !(open_[b] & BIT(m)) && !(base < STEPS + 1 && IN(b, base + 1, m)) ->
-               if
-               :: b == 0 && base < made[0] ->
-#ifndef LATE_FOR_EVER
-                   answer(b, m, STALE, made[0])
-#else
-                   skip
-#endif
-               :: b == 0 && base == made[0] && made[0] < STEPS ->
-                   hold(0, m);
-                   if
-                   :: open_[0] & BIT(m) -> answer(0, m, TICKET, made[0] + 1)
-                   :: else -> answer(0, m, DONE, made[0])
-                   fi
-               :: b == 0 && made[0] == STEPS && base == STEPS -> skip /* enough */
-#if defined(NO_TICKETS) || defined(NO_STEP)
-               :: b == 1 && base < made[1] -> answer(b, m, STALE, made[1])
-               :: b == 1 && base == made[1] ->
-#else
-               :: b == 1 && s > made[1] + 1 -> skip /* NOT_READY: again */
-               :: b == 1 && s == made[1] + 1 ->
-#endif
-                   hold(1, m);
-                   if
-                   :: open_[1] & BIT(m) -> answer(1, m, TICKET, made[1] + 1)
-                   :: else -> answer(1, m, DONE, made[1])
-                   fi
-               :: else -> assert(false)
-               fi
-           fi;
-           up[AT(b, m)] = NONE;
-           m = 0; s = 0; base = 0
-       }
-    od
+    last[AT(b, me)] = seq;
+    was_stale[AT(b, me)] = true;
+    answer(b, me, STALE, seq)
 }
+
+inline decide(b)
+{
+    if
+    :: version[b] == STEPS && made[b] == STEPS /* the end of the model */
+    :: b == BLOCK0 && version[b] < made[b] ->
+#ifndef NOT_TOLD
+        leave_out(b)
+#else
+        skip
+#endif
+    :: b == BLOCK0 && version[b] == made[b] && made[b] < STEPS -> take(b)
+#if defined(NO_TICKETS) || defined(NO_STEP)
+    :: b == BLOCK1 && version[b] < made[b] -> leave_out(b)
+    :: b == BLOCK1 && version[b] >= made[b] && made[b] < STEPS -> take(b)
+#else
+    :: b == BLOCK1 && step > made[b] + 1 /* NOT_READY: again later */
+    :: b == BLOCK1 && step <= made[b] -> assert(false) /* a step without one of its tickets */
+    :: b == BLOCK1 && step == made[b] + 1 -> take(b)
+#endif
+    fi
+}
+
+inline push(b)
+{
+    if
+    :: sent[b] && nempty(down[AT(b, me)]) -> hasty++
+    :: else
+    fi;
+    sent[b] = true;
+    if
+#ifndef NO_DUPLICATE_CHECK
+    :: seq == last[AT(b, me)] && was_stale[AT(b, me)] -> answer(b, me, STALE, seq)
+    :: seq == last[AT(b, me)] && !was_stale[AT(b, me)] -> answer(b, me, APPLIED, seq)
+#endif
+    :: seq == held[AT(b, me)] -> answer(b, me, RECEIVED, seq)
+    :: else -> decide(b)
+    fi
+}
+
+/* The deadline: passes once nothing is on the way, a few times before that, too. */
+#ifdef NO_RESEND
+#define DUE(b) (!sent[b])
+#else
+#define DUE(b) (!sent[b] || len(down[AT(b, me)]) == 0 || hasty < HASTY)
+#endif
+
+proctype member(byte me)
+{
+    byte seq = 1, step, q, s, v, i, t; /* step: of the ticket, or READ after that one */
+    byte version[2];
+    bool sent[2], done[2], out;
+    mtype verdict;
+    do
+    :: version[BLOCK0] == STEPS && step == 0 -> break
+    :: atomic { version[BLOCK0] < STEPS && !done[BLOCK0] && DUE(BLOCK0) -> push(BLOCK0) }
+#ifndef NO_TICKETS
+    :: atomic { step > 0 && !out && !done[BLOCK1] && DUE(BLOCK1) -> push(BLOCK1) }
+#else
+    :: atomic { version[BLOCK0] < STEPS && !out && !done[BLOCK1] && DUE(BLOCK1) -> push(BLOCK1) }
+#endif
+    :: atomic { out && !done[BLOCK1] && made[BLOCK1] >= step -> /* before that it is not found */
+                done[BLOCK1] = true; version[BLOCK1] = made[BLOCK1] }
+    :: atomic {
+           down[AT(BLOCK0, me)]?verdict, q, s, v ->
+           if
+           :: q == seq && !done[BLOCK0] ->
+               if
+               :: step == 0 -> step = s
+               :: else
+               fi;
+               done[BLOCK0] = (verdict != RECEIVED);
+               out = out || (verdict == STALE);
+               version[BLOCK0] = (verdict != RECEIVED -> v : version[BLOCK0])
+           :: else
+           fi;
+           q = 0; s = 0; v = 0; verdict = 0
+       }
+    :: atomic {
+           down[AT(BLOCK1, me)]?verdict, q, s, v ->
+           if
+           :: q == seq && !done[BLOCK1] && !out && verdict != RECEIVED ->
+               done[BLOCK1] = true; version[BLOCK1] = v
+           :: else
+           fi;
+           q = 0; s = 0; v = 0; verdict = 0
+       }
+    :: atomic { done[BLOCK0] && done[BLOCK1] -> /* the next window */
+           seq++; step = 0; out = false;
+           done[0] = false; done[1] = false; sent[0] = false; sent[1] = false }
+    od;
+#ifdef REACH
+    assert(!(me == 2 && seq == 2 && was_stale[AT(BLOCK0, 2)])) /* this can happen: no step was made with it */
+#endif
+    over[me] = true
+}
+
+init
+{
+    atomic {
+        run member(0);
+        run member(1);
+        run member(2)
+    }
+}
+
+#ifdef LIVE
+ltl ends { <> (over[0] && over[1] && over[2]) }
+#endif

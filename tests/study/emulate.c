@@ -55,6 +55,7 @@ struct worker {
 struct emulation {
     struct job job;
     struct shard *shard;
+    struct pace_rule pace;
     struct mail *to_shard;
     uint32_t from[MAX_MAIL]; /* of the letters to the shard: which worker */
     struct worker workers[MAX_WORKERS];
@@ -171,7 +172,10 @@ static void tell_roster(struct emulation *e)
         if (e->workers[k].has_work) members[n++] = e->workers[k].number;
     enum consistency_mode mode = e->job.config.consistency.mode;
     if (mode == CONSISTENCY_SSP) shard_roster(e->shard, e->now, ++e->roster, members, n);
-    if (mode != CONSISTENCY_BSP) shard_workers(e->shard, n ? n : 1);
+    if (mode == CONSISTENCY_BSP) return;
+    shard_workers(e->shard, n ? n : 1);
+    double momentum = pace_follow(&e->pace, n).momentum;
+    for (uint32_t k = 0; k < e->num_workers; k++) velocity_set_momentum(&e->workers[k].velocity, momentum);
 }
 
 /* The window is computed: its gradient goes out. A worker of bsp without data pushes zeros. */
@@ -307,6 +311,7 @@ static void make_shard(struct emulation *e, struct shard_state **state)
                               .credit = 4};
     update_rule_from(c, &o.rule);
     pace_rule_from(c, e->job.facts.train.frames, &o.pace);
+    e->pace = o.pace;
     e->shard = shard_new(&o, &(struct shard_io){.ctx = e, .send = send_to_worker}, state);
 }
 

@@ -103,7 +103,7 @@ static const struct shape {
      sizeof(struct msg_order),
      {F(order, incarnation), F(order, command), F(order, map_version), F(order, hold), F(order, capsule_have),
       F(order, capsule_attempt), F(order, set), F(order, keep_set), F(order, roster), F(order, roster_from),
-      F(order, halve_from), F(order, workers), F(order, oldest_member)}},
+      F(order, halve_from), F(order, workers), F(order, momentum), F(order, oldest_member)}},
     {MSG_MAP_ASK, sizeof(struct msg_map_ask), {F(map_ask, member), F(map_ask, first)}},
     {MSG_MAP,
      offsetof(struct msg_map, count), /* count and the list: fill_map */

@@ -1,69 +1,12 @@
-/* Sockets over loopback: frames travel whole, nothing blocks, strangers do no harm. */
-#include "common/clock.h"
-#include "common/err.h"
-#include "common/rng.h"
-#include "common/wire.h"
+/* Sockets over loopback: frames travel whole, nothing blocks. */
+#include "tests/unit/common/wire_case.h"
 
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <cmocka.h>
-#include <zmq.h>
-
-#define LIMIT_NS (10 * NS_PER_S) /* for what happens within milliseconds */
-
-static struct wire *server;
-static char endpoint[MSG_MAX_ENDPOINT];
-
-struct got {
-    int link;
-    uint64_t peer;
-    struct msg m;
-    struct frame *payload;
-};
-
-static int set_up(void **state)
-{
-    (void)state;
-    server = wire_new();
-    return wire_bind(server, "127.0.0.1", endpoint);
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    wire_free(&server);
-    return 0;
-}
-
-static struct msg leave_of(uint64_t member)
-{
-    return (struct msg){.type = MSG_LEAVE, .job = 77, .leave = {.member = member}};
-}
-
-static void receive(struct wire *w, struct got *g)
-{
-    memset(g, 0, sizeof *g);
-    assert_int_equal(wire_receive(w, 10000, &g->link, &g->peer, &g->m, &g->payload), 0);
-}
-
-/* A DEALER takes nothing until it is connected. */
-static void send_soon(struct wire *w, int link, const struct msg *m, struct frame **payload)
-{
-    uint64_t end = clock_now_ns() + LIMIT_NS;
-    int err;
-    while ((err = wire_send(w, link, 0, m, payload)) == ERR_AGAIN && clock_now_ns() < end) continue;
-    assert_int_equal(err, 0);
-}
 
 static void test_wire_payload_goes_there_and_back_in_one_frame(void **state)
 {
@@ -253,7 +196,7 @@ static void test_wire_full_queue_says_again_and_loses_nothing(void **state)
         }
     }
     assert_non_null(f);
-    assert_in_range(taken, 8, 64); /* two queues of 8 and what the kernel holds */
+    assert_in_range(taken, 8, 64); /* the queues of both, and what the kernel holds */
     frame_free(&f);
     for (int i = 0; i < taken; i++) {
         struct got g;
@@ -333,7 +276,21 @@ static uint64_t say_hello(struct wire *from, int link, struct wire *to)
     return g.peer;
 }
 
-/* A socket that was empty is left alone only until it has something: a flood on another hides nothing. */
+static void let_it_arrive(void)
+{
+    uint64_t there = clock_now_ns() + 10 * NS_PER_MS;
+    while (clock_now_ns() < there) continue;
+}
+
+static void answer_soon(struct wire *w, uint64_t peer)
+{
+    struct msg m = leave_of(1);
+    uint64_t end = clock_now_ns() + LIMIT_NS;
+    while (wire_send(w, WIRE_ROUTER, peer, &m, NULL) == ERR_AGAIN && clock_now_ns() < end) continue;
+}
+
+/* A socket that was empty is left alone only until it has something: what waits at another hides nothing. A
+ * busy machine may bring the message late: then once more. */
 static void test_wire_quiet_socket_is_heard_beside_a_flooded_one(void **state)
 {
     (void)state;
@@ -342,15 +299,18 @@ static void test_wire_quiet_socket_is_heard_beside_a_flooded_one(void **state)
     assert_int_equal(wire_bind(other, "127.0.0.1", there), 0);
     int flooded = wire_connect(client, endpoint), quiet = wire_connect(client, there);
     uint64_t quiet_peer = say_hello(client, quiet, other), peer = say_hello(client, flooded, server);
-    uint64_t end = clock_now_ns() + LIMIT_NS;
-    struct msg m = leave_of(1);
-    struct got g = {.link = flooded};
-    for (int n = 0; g.link == flooded && clock_now_ns() < end; n++) {
-        for (int k = 0; k < 16; k++) wire_send(server, WIRE_ROUTER, peer, &m, NULL); /* or it is full */
-        if (n == 1000) assert_int_equal(wire_send(other, WIRE_ROUTER, quiet_peer, &m, NULL), 0);
-        receive(client, &g);
+    int after = 0, tries = 0;
+    for (struct got g; after == 0 && tries < 20; tries++) {
+        for (int k = 0; k < 28; k++) answer_soon(server, peer);
+        for (int k = 0; k < 2; k++) receive(client, &g); /* the quiet one was asked, too */
+        answer_soon(other, quiet_peer);
+        let_it_arrive();
+        for (int k = 0; k < 27; k++) {
+            receive(client, &g);
+            if (g.link == quiet) after = 26 - k; /* so many came later */
+        }
     }
-    assert_int_equal(g.link, quiet);
+    assert_in_range(after, 1, 26);
     wire_free(&client);
     wire_free(&other);
 }
@@ -367,8 +327,7 @@ static void test_wire_send_does_not_make_it_deaf(void **state)
     for (int i = 0; i < 5; i++) {
         assert_int_equal(wire_receive(client, 0, &g.link, &g.peer, &g.m, &g.payload), ERR_AGAIN);
         assert_int_equal(wire_send(server, WIRE_ROUTER, peer, &m, NULL), 0);
-        uint64_t there = clock_now_ns() + 10 * NS_PER_MS;
-        while (clock_now_ns() < there) continue;
+        let_it_arrive();
         assert_int_equal(wire_send(client, link, 0, &m, NULL), 0);
         receive(client, &g);
         receive(server, &g);
@@ -408,151 +367,6 @@ static void test_wire_hash_is_xxh3(void **state)
         assert_int_equal(wire_hash(bytes, known[i].len), known[i].hash);
 }
 
-/* --- strangers */
-struct stranger {
-    void *context, *socket;
-};
-
-static struct stranger stranger_new(const char *own_id)
-{
-    struct stranger s = {.context = zmq_ctx_new()};
-    s.socket = zmq_socket(s.context, ZMQ_DEALER);
-    int linger = 10000, unlimited = 0;
-    zmq_setsockopt(s.socket, ZMQ_LINGER, &linger, sizeof linger);
-    zmq_setsockopt(s.socket, ZMQ_SNDHWM, &unlimited, sizeof unlimited);
-    if (own_id) zmq_setsockopt(s.socket, ZMQ_ROUTING_ID, own_id, strlen(own_id));
-    assert_int_equal(zmq_connect(s.socket, endpoint), 0);
-    return s;
-}
-
-static void stranger_free(struct stranger *s)
-{
-    zmq_close(s->socket);
-    zmq_ctx_term(s->context);
-}
-
-static void say(struct stranger *s, const void *bytes, size_t len, bool more)
-{
-    assert_int_equal(zmq_send(s->socket, bytes, len, more ? ZMQ_SNDMORE : 0), len);
-}
-
-/* Receives until that many were dropped; a message may come in between. */
-static void drop_until(uint64_t dropped)
-{
-    uint64_t end = clock_now_ns() + LIMIT_NS;
-    while (wire_dropped(server) < dropped && clock_now_ns() < end) {
-        struct got g = {.payload = NULL};
-        int err = wire_receive(server, 50, &g.link, &g.peer, &g.m, &g.payload);
-        assert_int_equal(err, ERR_AGAIN);
-    }
-    assert_int_equal(wire_dropped(server), dropped);
-}
-
-/* The service goes on: a worker that comes now gets through. */
-static void check_service(void)
-{
-    struct wire *client = wire_new();
-    int link = wire_connect(client, endpoint);
-    struct msg m = leave_of(4711);
-    send_soon(client, link, &m, NULL);
-    struct got g;
-    receive(server, &g);
-    assert_int_equal(g.m.leave.member, 4711);
-    wire_free(&client);
-}
-
-static void test_wire_garbage_is_counted_and_dropped(void **state)
-{
-    (void)state;
-    struct stranger s = stranger_new(NULL);
-    struct rng r;
-    rng_init(&r, 1);
-    char bytes[5000];
-    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (char)rng_next(&r);
-    for (size_t i = 0; i < 200; i++) say(&s, bytes, 25 * i, false); /* the last ones exceed a header */
-    drop_until(200);
-    say(&s, bytes, 100, true);
-    say(&s, bytes, sizeof bytes, false);
-    drop_until(201);
-    stranger_free(&s);
-    check_service();
-}
-
-static void test_wire_many_small_parts_are_dropped_as_one(void **state)
-{
-    (void)state;
-    struct stranger s = stranger_new(NULL);
-    struct msg m = leave_of(1);
-    uint8_t header[MSG_MAX_HEADER];
-    size_t len = msg_encode(&m, header);
-    for (int i = 0; i < 20000; i++) say(&s, header, len, true);
-    say(&s, "", 0, false);
-    drop_until(1);
-    for (int i = 0; i < 2; i++) say(&s, header, len, true); /* one part too many */
-    say(&s, header, len, false);
-    drop_until(2);
-    say(&s, header, len, false); /* and the next one is understood again */
-    struct got g;
-    receive(server, &g);
-    assert_int_equal(g.m.leave.member, 1);
-    stranger_free(&s);
-    check_service();
-}
-
-static void test_wire_parts_above_the_limit_do_no_harm(void **state)
-{
-    (void)state;
-    struct stranger s = stranger_new(NULL);
-    struct msg m = leave_of(1);
-    uint8_t header[MSG_MAX_HEADER];
-    size_t len = msg_encode(&m, header);
-    char *bytes = calloc(1, 64u << 20);
-    say(&s, header, len, true);
-    say(&s, bytes, MSG_MAX_PAYLOAD + 1, false); /* a little too long: dropped here */
-    drop_until(1);
-    say(&s, header, len, true);
-    say(&s, bytes, 64u << 20, false); /* far too long: libzmq cuts the connection before it takes it */
-    check_service();
-    assert_int_equal(wire_dropped(server), 1);
-    int none = 0;
-    zmq_setsockopt(s.socket, ZMQ_LINGER, &none, sizeof none);
-    stranger_free(&s);
-    free(bytes);
-}
-
-static void test_wire_peer_with_an_id_of_its_own_is_dropped(void **state)
-{
-    (void)state;
-    struct stranger s = stranger_new("somebody");
-    struct msg m = leave_of(1);
-    uint8_t header[MSG_MAX_HEADER];
-    say(&s, header, msg_encode(&m, header), false);
-    drop_until(1);
-    stranger_free(&s);
-    check_service();
-}
-
-static void test_wire_other_version_is_refused_with_a_sentence(void **state)
-{
-    (void)state;
-    struct stranger s = stranger_new(NULL);
-    say(&s, "\x08\x09\x11\x05\0\0\0\0\0\0\0", 11, false); /* major 9, job 5 */
-    drop_until(1);
-    uint8_t bytes[MSG_MAX_HEADER];
-    int wait = 10000;
-    zmq_setsockopt(s.socket, ZMQ_RCVTIMEO, &wait, sizeof wait);
-    int len = zmq_recv(s.socket, bytes, sizeof bytes, 0);
-    assert_true(len > 0);
-    struct msg m;
-    assert_int_equal(msg_decode(bytes, (size_t)len, &m), 0);
-    assert_int_equal(m.type, MSG_REFUSED);
-    assert_int_equal(m.job, 5);
-    assert_int_equal(m.refused.reason, REFUSAL_MISMATCH);
-    assert_non_null(strstr(m.refused.text, "version 9"));
-    assert_non_null(strstr(m.refused.text, "version 1"));
-    stranger_free(&s);
-}
-
 static void test_wire_addresses_of_no_use_are_errors(void **state)
 {
     (void)state;
@@ -576,8 +390,6 @@ static void test_wire_addresses_of_no_use_are_errors(void **state)
     wire_free(&w);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -595,11 +407,6 @@ int main(void)
         TEST(test_wire_send_does_not_make_it_deaf),
         TEST(test_wire_queue_with_room_is_never_called_full),
         TEST(test_wire_hash_is_xxh3),
-        TEST(test_wire_garbage_is_counted_and_dropped),
-        TEST(test_wire_many_small_parts_are_dropped_as_one),
-        TEST(test_wire_parts_above_the_limit_do_no_harm),
-        TEST(test_wire_peer_with_an_id_of_its_own_is_dropped),
-        TEST(test_wire_other_version_is_refused_with_a_sentence),
         TEST(test_wire_addresses_of_no_use_are_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

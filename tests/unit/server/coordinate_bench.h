@@ -75,13 +75,21 @@ static inline void bench_epoch(void *ctx, const struct coordinate_epoch *e)
     b->epochs[b->num_epochs++ % 16] = *e;
 }
 
+/* Any function of the number of workers. */
+static inline double bench_momentum(void *ctx, uint32_t workers)
+{
+    (void)ctx;
+    return workers / 8.0;
+}
+
 static inline struct coordinator *bench_core(struct bench *b)
 {
     const struct coordinate_io io = {.ctx = b,
                                      .send = bench_send,
                                      .journal = bench_journal,
                                      .complete = bench_complete,
-                                     .epoch_done = bench_epoch};
+                                     .epoch_done = bench_epoch,
+                                     .momentum = bench_momentum};
     return coordinate_new(&b->o, &io);
 }
 

@@ -113,7 +113,7 @@ static void roster_numbers_never_go_back(void **state)
     }
 }
 
-static void servers_are_told_how_many_train_and_in_bsp_nothing(void **state)
+static void servers_are_told_how_many_train_and_workers_what_follows(void **state)
 {
     struct bench *b = *state;
     bench_start(b);
@@ -123,6 +123,8 @@ static void servers_are_told_how_many_train_and_in_bsp_nothing(void **state)
     assert_int_equal(order_of(b, 8).workers, 1);
     worker(b, 2);
     assert_int_equal(order_of(b, 8).workers, 2);
+    assert_true(order_of(b, 1).momentum == 0.25 && order_of(b, 2).momentum == 0.25 &&
+                order_of(b, 8).momentum == 0);
     struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 1}};
     say(b, 9, &gone);
     assert_int_equal(order_of(b, 8).workers, 1);
@@ -210,7 +212,7 @@ int main(void)
         TEST(a_dead_worker_and_one_whose_lease_went_to_another_leave_the_roster),
         TEST(an_evaluation_makes_nobody_wait),
         TEST(roster_numbers_never_go_back),
-        TEST(servers_are_told_how_many_train_and_in_bsp_nothing),
+        TEST(servers_are_told_how_many_train_and_workers_what_follows),
         TEST(until_the_warm_start_is_over_the_lowest_rank_trains_alone),
         TEST(in_a_warm_start_the_next_rank_takes_over_from_a_dead_one),
         TEST(the_status_tells_mode_waits_and_why_updates_were_refused),

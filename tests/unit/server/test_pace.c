@@ -94,9 +94,9 @@ static void the_rule_comes_from_the_configuration(void **state)
     pace_rule_from(&c, 1234, &r);
     assert_int_equal(r.from_epoch, 0);
     assert_true(r.divides);
-    c.optimizer.momentum_at = MOMENTUM_AT_WORKER; /* what the workers keep the servers do not have */
+    c.optimizer.momentum_at = MOMENTUM_AT_WORKER;
     pace_rule_from(&c, 1234, &r);
-    assert_true(r.at_worker && r.momentum == 0);
+    assert_true(r.at_worker && r.momentum == 0.75);
     config_free(&c);
 }
 
@@ -171,26 +171,28 @@ static void the_setting_for_many_workers_is_the_recommended_one(void **state)
     const struct {
         uint32_t workers;
         double momentum, effective; /* rate / (1 - momentum), over that of one worker */
-        double at_worker;           /* the factor where the workers have the momentum */
-        double warm;                /* epochs */
-    } table[] = {
-        {0, 0.9, 1, 1, 0},      {1, 0.9, 1, 1, 0},   {2, 0.4, 1, 1, 0.25}, {3, 0.9 - 2.0 / 3, 1, 1, 0.375},
-        {4, 0.15, 1, 1, 0.5},   {8, 0.025, 1, 1, 1}, {16, 0, 0.75, 1, 2},  {24, 0, 0.5, 1, 2},
-        {32, 0, 0.375, 0.75, 2}};
+        double here, at_worker; /* where the workers keep the momentum: that, and the factor of the rate */
+        double warm;            /* epochs */
+    } table[] = {{0, 0.9, 1, 0.9, 1, 0},       {1, 0.9, 1, 0.9, 1, 0},
+                 {2, 0.4, 1, 0.9, 1, 0.25},    {3, 0.9 - 2.0 / 3, 1, 0.9, 1, 0.375},
+                 {4, 0.15, 1, 0.9, 1, 0.5},    {8, 0.025, 1, 0.9, 1, 1},
+                 {16, 0, 0.75, 0.95, 0.5, 2},  {32, 0, 0.375, 0.975, 0.25, 2},
+                 {64, 0, 0.1875, 0.98, 0.1, 2}};
     for (size_t k = 0; k < sizeof table / sizeof *table; k++) {
         struct pace_rule r = following();
         struct pace_setting s = pace_follow(&r, table[k].workers);
         assert_true(fabs(s.momentum - table[k].momentum) < 1e-12);
         assert_true(is_near(s.rate_factor * (1 - r.momentum) / (1 - s.momentum), table[k].effective));
         assert_true(s.warmup_frames == table[k].warm * 20000);
-        r.at_worker = true, r.momentum = 0;
+        r.at_worker = true;
         s = pace_follow(&r, table[k].workers);
-        assert_true(s.rate_factor == table[k].at_worker && s.momentum == 0);
+        assert_true(fabs(s.momentum - table[k].here) < 1e-12);
+        assert_true(fabs(s.rate_factor - table[k].at_worker) < 1e-12);
         r.warmup_frames = 30000; /* of the job file: no less than that */
         assert_true(pace_follow(&r, table[k].workers).warmup_frames == fmax(30000, table[k].warm * 20000));
         r.follows = false;
         s = pace_follow(&r, table[k].workers);
-        assert_true(s.rate_factor == 1 && s.warmup_frames == 30000);
+        assert_true(s.rate_factor == 1 && s.momentum == 0.9 && s.warmup_frames == 30000);
     }
 }
 

@@ -5,6 +5,7 @@
 #include "common/rng.h"
 #include "worker/member.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -408,6 +409,28 @@ static void test_capsule_at_the_start_is_fetched_whole(void **state)
     }
 }
 
+static void test_the_momentum_of_an_order_is_taken_if_it_is_one(void **state)
+{
+    (void)state;
+    struct world *w = world_new(5);
+    w->incarnation = 4;
+    UNTIL(w, member_number(w->m) != 0);
+    assert_true(member_momentum(w->m) == 0);
+    const struct {
+        uint32_t incarnation;
+        double says, holds;
+    } orders[] = {{4, 0.9, 0.9},  {3, 0.5, 0.9},         {4, 1, 0.9},
+                  {4, -0.5, 0.9}, {4, (double)NAN, 0.9}, {5, 0, 0}};
+    for (size_t i = 0; i < sizeof orders / sizeof orders[0]; i++) {
+        struct msg m = {.type = MSG_ORDER, .job = JOB};
+        m.order.incarnation = orders[i].incarnation;
+        m.order.momentum = orders[i].says;
+        member_receive(w->m, w->now, &m, NULL);
+        assert_true(member_momentum(w->m) == orders[i].holds);
+    }
+    world_free(w);
+}
+
 static void test_commands_of_an_earlier_coordinator_are_ignored(void **state)
 {
     (void)state;
@@ -470,6 +493,7 @@ int main(void)
         cmocka_unit_test(test_capsule_arrives_whole_through_a_rough_network),
         cmocka_unit_test(test_go_on_is_confirmed_when_sets_are_not_told),
         cmocka_unit_test(test_capsule_at_the_start_is_fetched_whole),
+        cmocka_unit_test(test_the_momentum_of_an_order_is_taken_if_it_is_one),
         cmocka_unit_test(test_commands_of_an_earlier_coordinator_are_ignored),
         cmocka_unit_test(test_refusals_become_trouble),
         cmocka_unit_test(test_a_full_queue_is_tried_again),
