@@ -133,8 +133,8 @@ int config_apply_environment(struct config *c);
 /* What no single range can say: a projection for lstmp, dev data for newbob, backup workers in bsp alone...
  */
 int config_check(const struct config *c);
-/* Is momentum kept by each worker for its own gradients (worker/velocity.h)? The servers then do plain SGD. Not
- * in bsp, where nothing is stale and the servers' step is one of all workers. */
+/* Is momentum kept by each worker for its own gradients (worker/velocity.h)? The servers then do plain SGD.
+ * Not in bsp, where nothing is stale and the servers' step is one of all workers. */
 bool config_momentum_is_on_worker(const struct config *c);
 /* The update that the servers apply. */
 enum optimizer_type config_server_optimizer(const struct config *c);

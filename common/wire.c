@@ -462,9 +462,8 @@ static bool wait_any(struct wire *w, int timeout_ms)
     w->since = 0;
     if (poll(w->poll, (nfds_t)w->count + 1, timeout_ms) <= 0) return false;
     for (int i = 0; i < w->count; i++) {
-        if (!w->poll[i].revents) continue;
-        w->sockets[i].is_empty = false;
-        any = true;
+        if (w->poll[i].revents) w->sockets[i].is_empty = false;
+        any = any || w->poll[i].revents;
     }
     return any;
 }

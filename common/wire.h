@@ -18,7 +18,7 @@ struct frame *frame_new(size_t len); /* not zeroed */
 struct frame *frame_copy(const void *data, size_t len);
 /* Borrows data until release(data, ctx) is called, perhaps on another thread; release may be NULL. */
 struct frame *frame_lend(void *data, size_t len, void (*release)(void *data, void *ctx), void *ctx);
-void *frame_data(struct frame *f); /* aligned to 4 at least */
+void *frame_data(struct frame *f); /* aligned to 8; of a lent one: as it was lent */
 size_t frame_len(struct frame *f);
 void frame_free(struct frame **f); /* accepts NULL */
 /* XXH3, 64 bits. */

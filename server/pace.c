@@ -5,7 +5,7 @@
 #define RAMP_EPOCHS      (1.0 / 20) /* how long a change of workers takes to have its full effect */
 #define STEADY_WORKERS   12.0       /* from here on the rate falls as 1 / workers ... */
 #define STEADY_AT_WORKER 32.0       /* ... where the workers have the momentum, */
-#define SPREAD_WORKERS   8.0        /* which is longer then: from here on 1 - momentum falls as 1 / workers */
+#define SPREAD_WORKERS   10.0       /* which is longer then: from here on 1 - momentum falls as 1 / workers */
 #define WARM_WORKERS     8.0        /* an epoch of warm-up for as many, ... */
 #define WARM_EPOCHS      2.0        /* ... and no more than this */
 

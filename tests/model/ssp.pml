@@ -3,11 +3,12 @@
  * the roster. Members run out of work or die; a shard falls and begins to count anew. Source: DESIGN section 2,
  * server/shard_ssp.c, server/clocks.c; Ho 2013. Losses and resends are in exchange.pml.
  *
- * Safety: nobody is given weights ahead of the bound; and nobody waits for ever: no state without a way on.
- * Liveness (LIVE): whoever does not die ends.
- * Mutations (each must give an error): NO_BOUND; NO_ADVANCE (an advance of the slowest frees nobody), NO_ROSTER (a
- * roster frees nobody), both with NO_LIMIT; NO_LIMIT with two shards: these may disagree on who is the slowest, and
- * two members wait for each other. With LIVE: NO_RETIRE (who is dead stays in the roster, with NO_LIMIT). */
+ * Safety: nobody is given weights ahead of the bound, and no state is without a way on. Liveness (LIVE): whoever
+ * does not die ends.
+ * Mutations (each must give an error): NO_BOUND; with one shard and NO_LIMIT (an answer is kept back for as long as
+ * it takes; not needed there) NO_ADVANCE (an advance of the slowest frees nobody), NO_ROSTER (a roster frees
+ * nobody), NO_RETIRE (the dead stay in the roster); with two shards NO_LIMIT: they may disagree on who is the
+ * slowest, and two members wait for each other for ever. */
 #ifndef M
 #define M 2 /* members */
 #endif

@@ -10,8 +10,8 @@
  * Safety: each step is of the same pushes on both blocks, block 0 makes it first, no push is in two steps.
  * Liveness (LIVE): steps go on.
  * Mutations (each must give an error): NO_TICKETS (the other block takes who comes first), NO_STEP (it is the
- * version of the weights that tells of which step a push is), NO_DUPLICATE_CHECK, and with LIVE: NO_RESEND,
- * NOT_TOLD (who comes too late is not answered). */
+ * version of the weights that tells of which step a push is; needs three steps), NO_DUPLICATE_CHECK, and with LIVE:
+ * NO_RESEND, NOT_TOLD (who comes too late is not answered). */
 #define M 3
 #define Q 2
 #ifndef STEPS

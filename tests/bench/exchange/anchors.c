@@ -90,6 +90,7 @@ void anchor_tcp_server(const struct ends *e, const void *arg)
     const struct anchor_setup *setup = arg;
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t len = sizeof at;
+    if (setup->is_apart) process_pin(false);
     int s = socket(AF_INET, SOCK_STREAM, 0);
     ASSERT(s >= 0 && bind(s, (struct sockaddr *)&at, len) == 0 && listen(s, 1) == 0);
     ASSERT(getsockname(s, (struct sockaddr *)&at, &len) == 0);
@@ -127,6 +128,7 @@ void anchor_tcp_client(const struct ends *e, const void *arg)
     struct sockaddr_in at = {.sin_family = AF_INET,
                              .sin_port = htons((uint16_t)atoi(setup->endpoint)),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    if (setup->is_apart) process_pin(true);
     int s = socket(AF_INET, SOCK_STREAM, 0), on = 1;
     ASSERT(s >= 0 && connect(s, (struct sockaddr *)&at, sizeof at) == 0);
     setsockopt(s, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
@@ -134,8 +136,9 @@ void anchor_tcp_client(const struct ends *e, const void *arg)
 }
 
 /* --- bare libzmq, with all that makes it faster */
-static void *zmq_open(int type, int bound)
+static void *zmq_open(const struct anchor_setup *setup, int type, bool bound)
 {
+    if (setup->is_apart) process_pin(!bound);
     wire_keep_pages();
     int high = HIGH, buffer = BUFFER;
     void *s = zmq_socket(zmq_ctx_new(), type);
@@ -155,10 +158,10 @@ static void tell_endpoint(const struct ends *e, void *s)
     process_tell(e, &r);
 }
 
-static void *zmq_join(int type, const char *endpoint)
+static void *zmq_join(const struct anchor_setup *setup, int type)
 {
-    void *s = zmq_open(type, false);
-    ASSERT(zmq_connect(s, endpoint) == 0);
+    void *s = zmq_open(setup, type, false);
+    ASSERT(zmq_connect(s, setup->endpoint) == 0);
     return s;
 }
 
@@ -182,7 +185,7 @@ static void lend_part(void *s, char *data, size_t len)
 void anchor_pull_server(const struct ends *e, const void *arg)
 {
     const struct anchor_setup *setup = arg;
-    void *s = zmq_open(ZMQ_PULL, true);
+    void *s = zmq_open(setup, ZMQ_PULL, true);
     tell_endpoint(e, s);
     for (size_t got = 0;;) {
         got += receive_part(s);
@@ -203,14 +206,13 @@ static void run_one_way(void *ctx, const struct anchor_setup *setup, char *vecto
 void anchor_push_client(const struct ends *e, const void *arg)
 {
     const struct anchor_setup *setup = arg;
-    obey(e, setup, zmq_join(ZMQ_PUSH, setup->endpoint), run_one_way);
+    obey(e, setup, zmq_join(setup, ZMQ_PUSH), run_one_way);
 }
 
 /* What comes goes back, part by part. */
 void anchor_echo_server(const struct ends *e, const void *arg)
 {
-    (void)arg;
-    void *s = zmq_open(ZMQ_ROUTER, true);
+    void *s = zmq_open(arg, ZMQ_ROUTER, true);
     tell_endpoint(e, s);
     for (;;) {
         zmq_msg_t part;
@@ -241,5 +243,5 @@ static void run_echo(void *ctx, const struct anchor_setup *setup, char *vector, 
 void anchor_echo_client(const struct ends *e, const void *arg)
 {
     const struct anchor_setup *setup = arg;
-    obey(e, setup, zmq_join(ZMQ_DEALER, setup->endpoint), run_echo);
+    obey(e, setup, zmq_join(setup, ZMQ_DEALER), run_echo);
 }

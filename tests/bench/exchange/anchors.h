@@ -10,7 +10,8 @@
 struct anchor_setup {
     size_t bytes, block; /* of the vector, of a block */
     char endpoint[MSG_MAX_ENDPOINT];
-    int done[2]; /* a pipe: the server of a one-way stream says that a vector is there */
+    bool is_apart; /* see process_pin */
+    int done[2];   /* a pipe: the server of a one-way stream says that a vector is there */
 };
 
 /* A server, which goes on until it is killed, and a client, a RUN of which moves the vector so many times. */
@@ -46,5 +47,9 @@ enum kernel {
 anchor_body anchor_kernels;
 /* Seconds for CLUSTER_FLOATS floats. */
 double anchor_kernel(const struct process *p, enum kernel k);
+
+/* --- a cache line from the first CPU to the last one and back */
+anchor_body anchor_cores;
+double anchor_cores_ns(const struct process *p);
 
 #endif

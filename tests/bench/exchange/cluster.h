@@ -19,7 +19,8 @@ struct cluster_setup {
     enum element_type type;        /* on the wire, both ways */
     int servers, crowds, in_crowd; /* processes, processes, workers in each */
     char endpoints[CLUSTER_SERVERS][MSG_MAX_ENDPOINT];
-    int number; /* of this process among its kind */
+    bool is_apart; /* see process_pin */
+    int number;    /* of this process among its kind */
 };
 
 struct cluster {

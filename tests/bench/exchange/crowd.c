@@ -187,6 +187,7 @@ void cluster_crowd(const struct ends *e, const void *arg)
 {
     struct crowd c = {.setup = arg};
     wire_keep_pages();
+    if (c.setup->is_apart) process_pin(true);
     c.wire = wire_new();
     c.gradient = vector(c.setup->blocks.params, 1e-3f);
     c.times = xcalloc(MAX_TIMES, sizeof *c.times);

@@ -45,8 +45,10 @@ int main(int argc, char **argv)
 {
     static struct figures figures;
     uint64_t start = clock_now_ns();
-    printf("exchange of %d floats, credit %d, loopback TCP, momentum applied; medians\n\n", CLUSTER_FLOATS,
-           CLUSTER_CREDIT);
+    printf("exchange of %d floats, credit %d, loopback TCP, momentum applied; medians\n"
+           "servers on the first CPU, workers on the last, as on two hosts; crowds where the scheduler "
+           "likes\n\n",
+           CLUSTER_FLOATS, CLUSTER_CREDIT);
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (is_wanted(parts[i].name, argc, argv) && !parts[i].measure(&figures))
             return err_report("exchange", err_set(ERR_FAIL, "a process of the bench has failed"));

@@ -9,10 +9,12 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define LIMIT_S 300 /* no process of the bench lives longer */
+#define LIMIT_S 300  /* no process of the bench lives longer */
+#define CPUS    1024 /* that an affinity can name */
 
 struct process process_start(void (*body)(const struct ends *e, const void *arg), const void *arg)
 {
@@ -69,6 +71,19 @@ void process_kill(struct process *p)
     waitpid(p->pid, NULL, 0);
     close(p->to);
     close(p->from);
+}
+
+void process_pin(bool to_last)
+{
+    static unsigned long all[CPUS / (8 * sizeof(long))]; /* before the first pin */
+    unsigned long one[CPUS / (8 * sizeof(long))] = {0};
+    const int bits = 8 * sizeof(long);
+    if (!all[0]) syscall(SYS_sched_getaffinity, 0, sizeof all, all);
+    int at = to_last ? CPUS - 1 : 0, step = to_last ? -1 : 1;
+    while (at >= 0 && at < CPUS && !(all[at / bits] >> (at % bits) & 1)) at += step;
+    if (at < 0 || at >= CPUS) return;
+    one[at / bits] = 1ul << (at % bits);
+    syscall(SYS_sched_setaffinity, 0, sizeof one, one);
 }
 
 bool process_next(const struct ends *e, bool waits, struct order *out)

@@ -50,6 +50,10 @@ struct report process_do(const struct process *p, enum order_type type, int what
 bool process_stop(struct process *p);
 void process_kill(struct process *p);
 
+/* In the child: this thread and its later ones stay on the first CPU (a server) or the last one (a worker),
+ * as on two hosts. Otherwise it is the scheduler that is measured: with all threads of bare libzmq on one CPU
+ * nothing has to go from one to the other. */
+void process_pin(bool to_last);
 /* In the child: the next order. False, if it does not wait: there is none. */
 bool process_next(const struct ends *e, bool waits, struct order *out);
 /* Fills in what the process has used so far. */

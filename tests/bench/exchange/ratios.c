@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define REPEATS   7
+#define REPEATS   11
 #define WARM_UP   4
 #define EXCHANGES 5   /* in one repeat, of each kind */
 #define TINY      200 /* in one slice */
@@ -19,7 +19,7 @@ enum stream { TCP, ONE_WAY, ECHO, TINY_ECHO, STREAMS };
 struct lanes {
     struct cluster typed[ELEMENT_TYPES], tiny;
     struct anchor stream[STREAMS];
-    struct process kernels;
+    struct process kernels, cores;
 };
 
 static struct lanes start(void)
@@ -29,7 +29,8 @@ static struct lanes start(void)
     struct cluster_setup setup = {.blocks = cluster_blocks(CLUSTER_FLOATS, BLOCKS_MAX_FLOATS),
                                   .servers = 1,
                                   .crowds = 1,
-                                  .in_crowd = 1};
+                                  .in_crowd = 1,
+                                  .is_apart = true};
     for (int t = 0; t < ELEMENT_TYPES; t++) {
         setup.type = (enum element_type)t;
         l.typed[t] = cluster_start(&setup);
@@ -37,13 +38,15 @@ static struct lanes start(void)
     setup.type = ELEMENT_FP32;
     setup.blocks = cluster_blocks(1, 1);
     l.tiny = cluster_start(&setup);
-    struct anchor_setup big = {.bytes = CLUSTER_BYTES, .block = BLOCKS_MAX_FLOATS * sizeof(float)};
-    struct anchor_setup one = {.bytes = sizeof(float), .block = sizeof(float)};
+    struct anchor_setup big = {
+        .bytes = CLUSTER_BYTES, .block = BLOCKS_MAX_FLOATS * sizeof(float), .is_apart = true};
+    struct anchor_setup one = {.bytes = sizeof(float), .block = sizeof(float), .is_apart = true};
     l.stream[TCP] = anchor_start(&big, anchor_tcp_server, anchor_tcp_client);
     l.stream[ONE_WAY] = anchor_start(&big, anchor_pull_server, anchor_push_client);
     l.stream[ECHO] = anchor_start(&big, anchor_echo_server, anchor_echo_client);
     l.stream[TINY_ECHO] = anchor_start(&one, anchor_echo_server, anchor_echo_client);
     l.kernels = process_start(anchor_kernels, NULL);
+    l.cores = process_start(anchor_cores, NULL);
     return l;
 }
 
@@ -53,6 +56,7 @@ static bool stop(struct lanes *l)
     for (int t = 0; t < ELEMENT_TYPES; t++) ok = cluster_stop(&l->typed[t]) && ok;
     ok = cluster_stop(&l->tiny) && ok;
     for (int i = 0; i < STREAMS; i++) ok = anchor_stop(&l->stream[i]) && ok;
+    ok = process_stop(&l->cores) && ok;
     return process_stop(&l->kernels) && ok;
 }
 
@@ -76,7 +80,7 @@ static double measure_type(struct figures *f, const struct lanes *l, enum elemen
     return seconds;
 }
 
-/* In short slices in turn: where the scheduler has put the threads counts for more than what they do. */
+/* In short slices in turn. */
 static void measure_tiny(struct figures *f, const struct lanes *l)
 {
     double ours = 0, raw = 0;
@@ -112,6 +116,7 @@ static double measure_stream(struct figures *f, const struct lanes *l, enum stre
 static void measure_once(struct figures *f, const struct lanes *l)
 {
     double ms[KERNELS], seconds[ELEMENT_TYPES];
+    figures_add(f, "cores_round_trip_ns", "ns", anchor_cores_ns(&l->cores));
     double one_way = measure_stream(f, l, ONE_WAY, "zmq_oneway_ms");
     seconds[ELEMENT_FP32] = measure_type(f, l, ELEMENT_FP32);
     double echo = measure_stream(f, l, ECHO, "zmq_echo_ms");
@@ -155,8 +160,10 @@ static void print_anchors(const struct figures *f)
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         printf("%s %.*s %.1f", i ? "," : "", (int)strlen(names[i]) - 3, names[i],
                figures_median(f, names[i]));
-    printf("\none float: exchange %.0f us, bare libzmq %.0f us (p50)\n",
-           figures_median(f, "tiny_exchange_us"), figures_median(f, "tiny_echo_us"));
+    printf("\none float: exchange %.0f us, bare libzmq %.0f us (p50)\n"
+           "a cache line from one CPU to the other and back: %.0f ns (where they share no cache: some 350)\n",
+           figures_median(f, "tiny_exchange_us"), figures_median(f, "tiny_echo_us"),
+           figures_median(f, "cores_round_trip_ns"));
 }
 
 bool ratios_measure(struct figures *f)

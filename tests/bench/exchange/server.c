@@ -98,6 +98,7 @@ void cluster_serve(const struct ends *e, const void *arg)
     const struct cluster_setup *setup = arg;
     struct report r = {0};
     wire_keep_pages();
+    if (setup->is_apart) process_pin(false);
     struct wire *w = wire_new();
     ASSERT(wire_bind(w, "127.0.0.1", r.endpoint) == 0);
     struct outbox *b = outbox_new(w, CLUSTER_CREDIT);

@@ -40,7 +40,8 @@ static bool measure_shape(struct figures *f, int servers, int workers, uint32_t 
                                       cluster_blocks(CLUSTER_FLOATS, kib * 1024 / (uint32_t)sizeof(float)),
                                   .servers = servers,
                                   .crowds = workers,
-                                  .in_crowd = 1};
+                                  .in_crowd = 1,
+                                  .is_apart = true};
     struct cluster c = cluster_start(&setup);
     snprintf(prefix, sizeof prefix, "shape_%d_%d_%uk", servers, workers, kib);
     cluster_exchange(&c, WARM_UP);

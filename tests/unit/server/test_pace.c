@@ -173,10 +173,10 @@ static void the_setting_for_many_workers_is_the_recommended_one(void **state)
         double momentum, effective; /* rate / (1 - momentum), over that of one worker */
         double here, at_worker; /* where the workers keep the momentum: that, and the factor of the rate */
         double warm;            /* epochs */
-    } table[] = {{0, 0.9, 1, 0.9, 1, 0},       {1, 0.9, 1, 0.9, 1, 0},
-                 {2, 0.4, 1, 0.9, 1, 0.25},    {3, 0.9 - 2.0 / 3, 1, 0.9, 1, 0.375},
-                 {4, 0.15, 1, 0.9, 1, 0.5},    {8, 0.025, 1, 0.9, 1, 1},
-                 {16, 0, 0.75, 0.95, 0.5, 2},  {32, 0, 0.375, 0.975, 0.25, 2},
+    } table[] = {{0, 0.9, 1, 0.9, 1, 0},          {1, 0.9, 1, 0.9, 1, 0},
+                 {2, 0.4, 1, 0.9, 1, 0.25},       {3, 0.9 - 2.0 / 3, 1, 0.9, 1, 0.375},
+                 {4, 0.15, 1, 0.9, 1, 0.5},       {8, 0.025, 1, 0.9, 1, 1},
+                 {16, 0, 0.75, 0.9375, 0.625, 2}, {32, 0, 0.375, 0.96875, 0.3125, 2},
                  {64, 0, 0.1875, 0.98, 0.1, 2}};
     for (size_t k = 0; k < sizeof table / sizeof *table; k++) {
         struct pace_rule r = following();
