@@ -109,7 +109,6 @@ void coordinate_start(struct coordinator *c, uint64_t now, bool restored, uint32
     else
         recover(c);
     leases_start(c, restored);
-    c->settled = !restored && coordinate_capsules_of(c) == 0;
     c->sets.last_named = c->sets.newest_at = now;
     c->frames_start = epochs_frames(c);
     c->started = true;
@@ -338,9 +337,18 @@ bool coordinate_needs_restore(const struct coordinator *c)
     return c->restore;
 }
 
+/* A lease of the restored set (later ones have a request) that its worker has not taken up, or not used. */
+static bool has_restored_lease(const struct coordinator *c)
+{
+    for (uint32_t i = 0; i < c->num_leases; i++)
+        if (!c->leases[i].superseded && c->leases[i].request == 0) return true;
+    return false;
+}
+
 uint32_t coordinate_capsules_of(const struct coordinator *c)
 {
-    return c->bsp ? c->restored_set : 0;
+    bool awaited = c->bsp || (coordinate_is_exact(c) && has_restored_lease(c));
+    return awaited ? c->restored_set : 0;
 }
 
 uint64_t coordinate_generation(const struct coordinator *c)

@@ -123,8 +123,8 @@ bool coordinate_needs_restore(const struct coordinator *c);
 /* Progress for RUN/status.json (see deploy/status.c), owned by the caller. */
 char *coordinate_status(const struct coordinator *c, uint64_t now, const char *run);
 uint64_t coordinate_generation(const struct coordinator *c); /* of the job */
-/* The set whose capsules are to be given after a start that was no restore, too: bsp; workers may not have
- * fetched theirs yet. 0: none. */
+/* The set whose capsules are to be given after a start that was no restore, too: workers of an exact job may
+ * not have fetched theirs yet. 0: none. */
 uint32_t coordinate_capsules_of(const struct coordinator *c);
 uint32_t coordinate_incarnation(const struct coordinator *c);
 

@@ -132,11 +132,12 @@ uint32_t epochs_keep_set(const struct coordinator *c)
 
 uint32_t epochs_first_unleased(const struct coordinator *c)
 {
-    uint32_t e = c->num_epochs;
-    while (e > 0 && c->epochs[e - 1].pile.chunks && c->epochs[e - 1].pile.open == c->epochs[e - 1].pile.n &&
-           !c->epochs[e - 1].turned)
-        e--;
-    return e;
+    uint32_t n = c->num_epochs;
+    for (; n > 0; n--) {
+        const struct epoch *e = &c->epochs[n - 1];
+        if (!e->pile.chunks || e->turned || e->pile.open != e->base || e->pile.n != e->base) break;
+    }
+    return n;
 }
 
 static double per(double sum, uint64_t n)

@@ -28,7 +28,7 @@ uint32_t epochs_keep_set(const struct coordinator *c);
 uint32_t epochs_turned(const struct coordinator *c); /* from the first on, without a gap */
 uint64_t epochs_frames(const struct coordinator *c); /* used */
 void epochs_result(const struct coordinator *c, uint32_t epoch, struct coordinate_epoch *out);
-/* The first epoch, from 0, without any lease. */
+/* The first epoch, from 0, without any lease and without chunks that older epochs have lost. */
 uint32_t epochs_first_unleased(const struct coordinator *c);
 /* After a start in another layout. async and ssp have the same: nothing is laid out anew. Between those and
  * bsp, and in bsp with other numbers of workers or streams, an epoch under way starts over, with all of its

@@ -214,7 +214,7 @@ static uint64_t exact_windows(const struct plan *p)
 /* Alone, or all together, or with nothing that goes wrong. */
 static bool is_exact(const struct plan *p)
 {
-    bool exact = true;
+    bool exact = p->first_mode == MODE_ONE || p->first_mode == MODE_BSP;
     for (uint32_t e = 0; e < p->epochs; e++)
         exact &= p->epoch_modes[e] == MODE_ONE || p->epoch_modes[e] == MODE_BSP;
     return exact || plan_is_calm(p);

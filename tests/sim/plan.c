@@ -104,6 +104,7 @@ static void draw_ways(struct sim *s, struct plan *p)
 /* To another mode, or bound, that as many workers can have. */
 static void draw_change(struct sim *s, struct plan *p)
 {
+    p->first_mode = p->mode;
     for (uint32_t e = 0; e < SIM_EPOCHS; e++) p->epoch_modes[e] = p->mode;
     if (!sim_chance(s, 0.15)) return;
     static const enum sim_mode to[] = {MODE_ASYNC, MODE_SSP, MODE_BSP, MODE_BACKUP};

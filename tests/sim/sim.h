@@ -64,7 +64,7 @@ struct plan {
         enum sim_mode mode;
         uint32_t bound, epochs;
     } change;
-    enum sim_mode epoch_modes[SIM_EPOCHS];
+    enum sim_mode first_mode, epoch_modes[SIM_EPOCHS];
     uint32_t shards, workers, epochs, utterances, dev, chunk;
     struct blocks blocks;
     double loss, twice, late; /* probabilities of a message */

@@ -250,6 +250,86 @@ static void a_job_with_one_worker_holds_it_until_all_servers_have_copied(void **
     free(state_text);
 }
 
+/* Up to where it stands after the restore of a set with a lease of its one worker. */
+static char *restore_one(struct bench *b)
+{
+    b->o.workers = 1;
+    bench_start(b);
+    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    ask(b, 1, m, 1);
+    coordinate_interrupt(b->c, b->now);
+    give_capsule(b, 1, m, 1, "the capsule", 1, 1);
+    beat(b, 1, &(struct msg_beat){.role = ROLE_WORKER, .member = m, .holding = 1});
+    serve_set(b, 8, s0, true);
+    serve_set(b, 9, s1, true);
+    coordinate_free(&b->c);
+    b->c = bench_core(b);
+    assert_int_equal(coordinate_apply_state(b->c, b->state), 0);
+    coordinate_start(b->c, b->now, true, 1);
+    coordinate_give_capsule(b->c, 0, "the capsule", 11);
+    return coordinate_rows(b->c);
+}
+
+/* Killed, and back from its rows. */
+static void recover_from(struct bench *b, const char *rows)
+{
+    coordinate_free(&b->c);
+    b->c = bench_core(b);
+    apply_lines(b->c, rows, coordinate_apply_row);
+    coordinate_start(b->c, b->now, false, 0);
+}
+
+static void a_coordinator_killed_after_a_restore_still_has_the_capsule(void **state)
+{
+    struct bench *b = *state;
+    char *rows = restore_one(b);
+    recover_from(b, rows);
+    assert_int_equal(coordinate_capsules_of(b->c), 1);
+    coordinate_give_capsule(b->c, 0, "the capsule", 11);
+    struct msg_joined j = join_as(b, ROLE_WORKER, 11, 0, 0);
+    assert_int_equal(j.capsule_bytes, 11);
+    assert_int_equal(account(b).leased, 1);
+    free(rows);
+    rows = coordinate_rows(b->c); /* joined, but perhaps without it */
+    recover_from(b, rows);
+    assert_int_equal(coordinate_capsules_of(b->c), 1);
+    coordinate_give_capsule(b->c, 0, "the capsule", 11);
+    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 11}};
+    say(b, 1, &gone);
+    assert_int_equal(account(b).leased, 0);
+    uint64_t n = worker(b, 12); /* one that has nothing to do with that capsule */
+    ask(b, 12, n, 1);
+    free(rows);
+    rows = coordinate_rows(b->c);
+    recover_from(b, rows);
+    assert_int_equal(coordinate_capsules_of(b->c), 0);
+    free(rows);
+}
+
+/* Several workers have none: nobody takes these leases up. */
+static void a_coordinator_killed_after_a_restore_opens_leases_without_a_capsule(void **state)
+{
+    struct bench *b = *state;
+    b->o.workers = 2;
+    bench_start(b);
+    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    ask(b, 1, m, 1);
+    coordinate_interrupt(b->c, b->now);
+    serve_set(b, 8, s0, true);
+    serve_set(b, 9, s1, true);
+    coordinate_free(&b->c);
+    b->c = bench_core(b);
+    assert_int_equal(coordinate_apply_state(b->c, b->state), 0);
+    coordinate_start(b->c, b->now, true, 1);
+    char *rows = coordinate_rows(b->c); /* before anybody spoke */
+    assert_int_equal(account(b).leased, 1);
+    recover_from(b, rows);
+    uint64_t n = worker(b, 11);
+    assert_int_equal(account(b).leased, 0);
+    assert_int_equal(ask(b, 11, n, 1).begin, 0);
+    free(rows);
+}
+
 static void a_restored_start_without_capsules_opens_the_leases(void **state)
 {
     struct bench *b = *state;
@@ -457,6 +537,8 @@ int main(void)
         TEST(after_the_final_set_no_other_is_named),
         TEST(a_set_that_cannot_be_written_is_tried_again_later),
         TEST(a_job_with_one_worker_holds_it_until_all_servers_have_copied),
+        TEST(a_coordinator_killed_after_a_restore_still_has_the_capsule),
+        TEST(a_coordinator_killed_after_a_restore_opens_leases_without_a_capsule),
         TEST(a_restored_start_without_capsules_opens_the_leases),
         TEST(dev_results_of_all_leases_are_added_up),
         TEST(an_evaluation_whose_copy_is_gone_starts_over_on_the_next_set),

@@ -208,6 +208,25 @@ static void a_server_that_falls_meanwhile_makes_the_change_wait_for_its_chunks(v
     assert_true(coordinate_switched(b->c));
 }
 
+/* An epoch that is held back may be laid out anew: it must not hold what an older one has lost. */
+static void chunks_that_moved_to_the_next_epoch_are_trained_before_the_change(void **state)
+{
+    struct bench *b = *state;
+    bench_start(b);
+    server(b, 8, 0);
+    server(b, 9, 1);
+    uint64_t m = worker(b, 1);
+    use_leases(b, m, 1, 3);
+    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 9}};
+    say(b, 1, &gone);
+    server(b, 10, 1); /* with the weights of set 0: the first epoch has turned, so its chunks move on */
+    assert_int_equal(account(b).open, 6);
+    coordinate_change(b->c, b->now, &to_ssp);
+    told(b, "\"next_after\":2", true);
+    use_leases(b, m, 5, 6);
+    assert_int_equal(ask(b, 1, m, 11).kind, LEASE_WAIT);
+}
+
 /* Killed between its decision and its leaving. */
 static void a_coordinator_that_comes_back_goes_on_with_leaving(void **state)
 {
@@ -398,6 +417,7 @@ int main(void)
         TEST(in_the_last_epoch_a_change_comes_only_with_more_epochs),
         TEST(a_stop_does_not_wait_for_a_change),
         TEST(a_server_that_falls_meanwhile_makes_the_change_wait_for_its_chunks),
+        TEST(chunks_that_moved_to_the_next_epoch_are_trained_before_the_change),
         TEST(a_coordinator_that_comes_back_goes_on_with_leaving),
         TEST(async_goes_on_as_ssp_where_it_stood),
         TEST(async_goes_on_as_bsp_with_its_epoch_from_the_start),
