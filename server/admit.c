@@ -121,7 +121,7 @@ static bool differs(const struct admit_identity *us, const struct msg_hello *h, 
         uint32_t our, their;
     } rows[] = {
         {"consistency.mode", "consistency is", "", us->consistency, h->consistency},
-        {"optimizer.type", "optimizer is", "", us->optimizer, h->optimizer},
+        {"optimizer.type", "optimizer on the servers is", "", us->optimizer, h->optimizer},
         {"exchange.gradients", "gradients travel as", "as ", us->gradients, h->gradients},
         {"exchange.weights", "weights travel as", "as ", us->weights, h->weights},
     };

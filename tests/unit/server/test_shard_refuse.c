@@ -38,12 +38,14 @@ static void a_hello_of_another_way_is_refused_with_both_sides(void **state)
         w, &m, "the job's consistency is async, the worker's ssp: start both from the same run directory");
     m = world_hello_msg(w, 1);
     m.hello.optimizer = OPTIMIZER_ADAMW;
-    expect_refused(w, &m,
-                   "the job's optimizer is momentum, the worker's adamw: start both from the same run "
-                   "directory");
+    expect_refused(
+        w, &m,
+        "the job's optimizer on the servers is momentum, the worker's adamw: start both from the same run "
+        "directory");
     m.hello.optimizer = UINT32_MAX;
     expect_refused(w, &m,
-                   "the job's optimizer is momentum, the worker's a kind 4294967295 that is not known: start "
+                   "the job's optimizer on the servers is momentum, the worker's a kind 4294967295 that is "
+                   "not known: start "
                    "both from the same run directory");
     world_hello(w, 1);
     world_free(&w);
