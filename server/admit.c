@@ -215,10 +215,9 @@ enum admission admit_push(const struct admit_limits *l, const struct msg_push *p
     return wire_hash(payload, len) == p->hash ? ADMIT_NEW : ADMIT_RETURN;
 }
 
-uint32_t admit_gradient(const struct admit_limits *l, uint64_t staleness, const float *g, size_t n)
+uint32_t admit_gradient(const struct admit_limits *l, uint64_t staleness, double norm)
 {
     if (l->max_staleness > 0 && staleness > l->max_staleness) return VERDICT_STALE;
-    double norm = update_norm(g, n);
     if (!isfinite(norm)) return VERDICT_NONFINITE;
     return l->max_norm > 0 && norm > l->max_norm ? VERDICT_NORM : VERDICT_APPLIED;
 }

@@ -60,7 +60,8 @@ enum admission {
  * of this member. *verdict: what to answer, but for ADMIT_NEW. */
 enum admission admit_push(const struct admit_limits *l, const struct msg_push *p, const void *payload,
                           size_t len, uint64_t last, uint32_t stored, uint32_t *verdict);
-/* The verdict on a new push: STALE, NONFINITE, NORM or APPLIED. g: n floats; staleness in versions. */
-uint32_t admit_gradient(const struct admit_limits *l, uint64_t staleness, const float *g, size_t n);
+/* The verdict on a new push: STALE, NONFINITE, NORM or APPLIED. norm: of its gradient, not finite if that is
+ * not; staleness in versions. */
+uint32_t admit_gradient(const struct admit_limits *l, uint64_t staleness, double norm);
 
 #endif

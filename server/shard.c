@@ -6,11 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool is_narrow(const struct shard_options *o)
-{
-    return o->gradients != ELEMENT_FP32 || o->weights != ELEMENT_FP32;
-}
-
 struct shard *shard_new(const struct shard_options *o, const struct shard_io *io, struct shard_state **state)
 {
     struct shard_state *st = *state;
@@ -27,7 +22,8 @@ struct shard *shard_new(const struct shard_options *o, const struct shard_io *io
     roster_init(&s->roster, st->count);
     shard_ssp_init(s);
     backup_weights_init(&s->backups, &st->blocks, st->first, st->count);
-    if (is_narrow(o)) s->scratch = xaligned(2 * (size_t)st->blocks.size * sizeof *s->scratch);
+    if (o->mode == CONSISTENCY_BSP && o->gradients != ELEMENT_FP32)
+        s->scratch = xaligned(2 * (size_t)st->blocks.size * sizeof *s->scratch);
     s->staleness = staleness_new();
     s->history = xcalloc((size_t)st->count + 1, sizeof *s->history);
     for (uint32_t b = 0; b < st->count; b++)

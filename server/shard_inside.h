@@ -37,7 +37,7 @@ struct shard {
     struct clocks clocks;          /* ssp */
     struct waiters *waiting;       /* ssp: (count), owned */
     struct backup_weights backups; /* delay compensation */
-    float *scratch;                /* (2, block), owned; NULL: fp32 both ways */
+    float *scratch;                /* bsp, narrow gradients: (2, block), owned; else NULL */
     struct staleness *staleness;
     struct staleness_history *history; /* (count), owned */
     struct shard_counts counts;

@@ -3,6 +3,8 @@
 
 #include "common/err.h"
 
+#include <math.h>
+
 /* --- answers */
 static size_t cell_of(const struct shard *s, const struct pushed *in)
 {
@@ -75,24 +77,79 @@ static float *slot_of(const struct shard *s, enum shard_slot k, uint32_t local)
     return slot ? slot + (shard_weights(s, local) - s->state->weights) : NULL;
 }
 
+static struct update_step step_of(const struct shard *s, uint32_t local, uint64_t staleness)
+{
+    const struct shard_state *st = s->state;
+    struct update_step step = {.number = st->version[local] - st->since[local] + 1};
+    pace_step(&s->pace, st->frames[local], staleness, &step.rate, &step.momentum);
+    return step;
+}
+
+static struct update_block block_of(const struct shard *s, uint32_t local, const float *backup)
+{
+    return (struct update_block){.weights = shard_weights(s, local),
+                                 .momentum = slot_of(s, SLOT_MOMENTUM, local),
+                                 .square = slot_of(s, SLOT_SQUARE, local),
+                                 .backup = backup,
+                                 .n = shard_floats(s, local)};
+}
+
+static void count_step(struct shard *s, uint32_t local, uint64_t frames)
+{
+    s->state->version[local]++;
+    s->state->frames[local] += frames;
+    staleness_history_add(&s->history[local], s->state->frames[local]);
+}
+
 void shard_push_apply(struct shard *s, uint32_t local, float *g, uint64_t frames, uint64_t staleness,
                       const float *backup)
 {
-    struct shard_state *st = s->state;
-    struct update_step step = {.number = st->version[local] - st->since[local] + 1};
-    struct update_block block = {
-        .g = g,
-        .weights = shard_weights(s, local),
-        .momentum = slot_of(s, SLOT_MOMENTUM, local),
-        .square = slot_of(s, SLOT_SQUARE, local),
-        .backup = backup,
-        .n = shard_floats(s, local),
-    };
-    pace_step(&s->pace, st->frames[local], staleness, &step.rate, &step.momentum);
+    struct update_step step = step_of(s, local, staleness);
+    struct update_block block = block_of(s, local, backup);
+    block.g = g;
     update_apply(&s->o.rule, &step, &block);
-    st->version[local]++;
-    st->frames[local] += frames;
-    staleness_history_add(&s->history[local], st->frames[local]);
+    count_step(s, local, frames);
+}
+
+/* --- narrow gradients: decoded piece by piece where they are needed, in the L1 cache, rather than into a
+ * vector that would go through memory once more for every pass. A piece is whole groups of int8. */
+#define PIECE 4096
+
+static size_t decode_piece(const struct shard *s, const void *bytes, size_t from, size_t n, float *to)
+{
+    size_t here = n - from < PIECE ? n - from : PIECE;
+    const uint8_t *at = (const uint8_t *)bytes + element_bytes(s->o.gradients, from);
+    element_decode(s->o.gradients, at, here, to);
+    return here;
+}
+
+static double narrow_norm(const struct shard *s, const void *bytes, size_t n)
+{
+    float piece[PIECE];
+    double sum = 0;
+    for (size_t i = 0; i < n; i += PIECE) {
+        double norm = update_norm(piece, decode_piece(s, bytes, i, n, piece));
+        sum += norm * norm;
+    }
+    return sqrt(sum);
+}
+
+static void apply_narrow(struct shard *s, const struct pushed *in, const void *bytes, uint64_t staleness,
+                         const float *backup)
+{
+    float piece[PIECE];
+    struct update_step step = step_of(s, in->local, staleness);
+    struct update_block b = block_of(s, in->local, backup);
+    for (size_t left = b.n, i = 0; left > 0; left -= b.n, i += b.n) {
+        b.n = decode_piece(s, bytes, i, i + left, piece);
+        b.g = piece;
+        update_apply(&s->o.rule, &step, &b);
+        b.weights += b.n;
+        if (b.momentum) b.momentum += b.n;
+        if (b.square) b.square += b.n;
+        if (b.backup) b.backup += b.n;
+    }
+    count_step(s, in->local, in->p->frames);
 }
 
 static void count_refused(struct shard *s, uint32_t verdict)
@@ -123,18 +180,22 @@ static const float *backup_of(const struct shard *s, const struct pushed *in)
     return backup_weights_find(&s->backups, in->p->member, in->local, in->p->base_version);
 }
 
-/* Nobody is waited for: at once. g: the gradient, in *frame or decoded. */
-static void step_alone(struct shard *s, const struct pushed *in, uint32_t verdict, float *g,
-                       struct frame **frame)
+/* Nobody is waited for: at once. */
+static void step_alone(struct shard *s, const struct pushed *in, uint32_t verdict, struct frame **frame)
 {
     struct outcome out = {verdict, shard_push_staleness(s, in, false), shard_bsp_ticket(s, in, verdict)};
     const float *w = shard_weights(s, in->local);
     shard_push_store(s, in, verdict);
     if (verdict == VERDICT_APPLIED) {
         shard_push_record(s, in);
-        shard_push_apply(s, in->local, g, in->p->frames, out.staleness, backup_of(s, in));
+        if (s->o.gradients != ELEMENT_FP32) {
+            apply_narrow(s, in, frame_data(*frame), out.staleness, backup_of(s, in));
+        } else {
+            float *g = frame_data(*frame);
+            shard_push_apply(s, in->local, g, in->p->frames, out.staleness, backup_of(s, in));
+            w = g; /* hot, and where they travel as fp32 already in the frame that goes back */
+        }
         shard_push_tell(s, in);
-        w = g; /* hot, and where it is fp32 already in the frame that goes back */
     }
     if (s->o.mode == CONSISTENCY_SSP)
         shard_ssp_answer(s, in, &out, w, frame);
@@ -148,16 +209,13 @@ static void take(struct shard *s, const struct pushed *in, const struct admit_li
                  struct frame **frame)
 {
     size_t n = shard_floats(s, in->local);
-    float *g = frame_data(*frame);
-    if (s->o.gradients != ELEMENT_FP32) {
-        element_decode(s->o.gradients, frame_data(*frame), n, s->scratch);
-        g = s->scratch;
-    }
-    uint32_t verdict = admit_gradient(limits, shard_push_staleness(s, in, false), g, n);
+    const void *bytes = frame_data(*frame);
+    double norm = s->o.gradients == ELEMENT_FP32 ? update_norm(bytes, n) : narrow_norm(s, bytes, n);
+    uint32_t verdict = admit_gradient(limits, shard_push_staleness(s, in, false), norm);
     if (s->o.mode != CONSISTENCY_BSP)
-        step_alone(s, in, verdict, g, frame);
+        step_alone(s, in, verdict, frame);
     else if (shard_bsp_is_left_out(s, in))
-        step_alone(s, in, VERDICT_STALE, g, frame);
+        step_alone(s, in, VERDICT_STALE, frame);
     else
         shard_bsp_hold(s, in, verdict, frame);
 }
