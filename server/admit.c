@@ -28,18 +28,23 @@ void admit_fini(struct admit_table *t)
     t->stable = NULL;
 }
 
-/* First row whose member is not below `member`. */
-static uint32_t lower_bound(const struct admit_table *t, uint64_t member)
+uint32_t admit_lower_bound(const uint64_t *members, uint32_t n, uint64_t member)
 {
-    uint32_t low = 0, high = t->state->num_members;
+    uint32_t low = 0, high = n;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        if (t->state->members[middle] < member)
+        if (members[middle] < member)
             low = middle + 1;
         else
             high = middle;
     }
     return low;
+}
+
+/* The same of the table. */
+static uint32_t lower_bound(const struct admit_table *t, uint64_t member)
+{
+    return admit_lower_bound(t->state->members, t->state->num_members, member);
 }
 
 int64_t admit_find(const struct admit_table *t, uint64_t member)

@@ -23,6 +23,8 @@ struct admit_table {
 /* What the state holds is stable: it comes from a snapshot. */
 void admit_init(struct admit_table *t, struct shard_state *state, uint32_t max_members);
 void admit_fini(struct admit_table *t);
+/* The first of n rising numbers that is not below `member`; n if there is none. */
+uint32_t admit_lower_bound(const uint64_t *members, uint32_t n, uint64_t member);
 /* Row of a member, or -1. */
 int64_t admit_find(const struct admit_table *t, uint64_t member);
 /* Makes a row if there is none. 0, REFUSAL_RETIRED or REFUSAL_FULL. */

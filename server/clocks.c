@@ -1,6 +1,7 @@
 #include "server/clocks.h"
 
 #include "common/err.h"
+#include "server/admit.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -27,15 +28,8 @@ void clocks_fini(struct clocks *c)
 /* Row of a member, or -1. */
 static int64_t find(const struct clocks *c, uint64_t member)
 {
-    uint32_t low = 0, high = c->num_members;
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2;
-        if (c->members[middle] < member)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < c->num_members && c->members[low] == member ? (int64_t)low : -1;
+    uint32_t row = admit_lower_bound(c->members, c->num_members, member);
+    return row < c->num_members && c->members[row] == member ? (int64_t)row : -1;
 }
 
 /* Of what is there; nobody: the largest ever. */

@@ -83,12 +83,10 @@ static struct told look_at(const struct shard *s, uint32_t local)
  * for those who come too late, so it rises where every gradient was refused, too. */
 static void update(struct shard *s, uint32_t local, float *sum, uint64_t frames, bool any_frames)
 {
-    if (frames > 0) {
+    if (frames > 0)
         shard_push_apply(s, local, sum, frames, 0, NULL);
-    } else if (s->o.backup > 0 && any_frames) {
-        s->state->version[local]++;
-        staleness_history_add(&s->history[local], s->state->frames[local]);
-    }
+    else if (s->o.backup > 0 && any_frames)
+        shard_push_count_step(s, local, 0);
 }
 
 static void answer_held(struct shard *s, uint64_t now, uint32_t local, struct held *h, uint64_t staleness)

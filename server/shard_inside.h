@@ -89,6 +89,8 @@ void shard_push_record(struct shard *s, const struct pushed *in);
  * NULL. */
 void shard_push_apply(struct shard *s, uint32_t local, float *g, uint64_t frames, uint64_t staleness,
                       const float *backup);
+/* The block has had a step of so many frames: version + 1. */
+void shard_push_count_step(struct shard *s, uint32_t local, uint64_t frames);
 void shard_push_tell(struct shard *s, const struct pushed *in);
 
 /* --- shard_ssp.c: answers that wait for the slowest member */

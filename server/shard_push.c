@@ -94,7 +94,7 @@ static struct update_block block_of(const struct shard *s, uint32_t local, const
                                  .n = shard_floats(s, local)};
 }
 
-static void count_step(struct shard *s, uint32_t local, uint64_t frames)
+void shard_push_count_step(struct shard *s, uint32_t local, uint64_t frames)
 {
     s->state->version[local]++;
     s->state->frames[local] += frames;
@@ -108,7 +108,7 @@ void shard_push_apply(struct shard *s, uint32_t local, float *g, uint64_t frames
     struct update_block block = block_of(s, local, backup);
     block.g = g;
     update_apply(&s->o.rule, &step, &block);
-    count_step(s, local, frames);
+    shard_push_count_step(s, local, frames);
 }
 
 /* --- narrow gradients: decoded piece by piece where they are needed, in the L1 cache, rather than into a
@@ -139,17 +139,13 @@ static void apply_narrow(struct shard *s, const struct pushed *in, const void *b
 {
     float piece[PIECE];
     struct update_step step = step_of(s, in->local, staleness);
-    struct update_block b = block_of(s, in->local, backup);
-    for (size_t left = b.n, i = 0; left > 0; left -= b.n, i += b.n) {
-        b.n = decode_piece(s, bytes, i, i + left, piece);
+    struct update_block all = block_of(s, in->local, backup);
+    for (size_t i = 0; i < all.n; i += PIECE) {
+        struct update_block b = update_part(&all, i, decode_piece(s, bytes, i, all.n, piece));
         b.g = piece;
         update_apply(&s->o.rule, &step, &b);
-        b.weights += b.n;
-        if (b.momentum) b.momentum += b.n;
-        if (b.square) b.square += b.n;
-        if (b.backup) b.backup += b.n;
     }
-    count_step(s, in->local, in->p->frames);
+    shard_push_count_step(s, in->local, in->p->frames);
 }
 
 static void count_refused(struct shard *s, uint32_t verdict)

@@ -91,9 +91,9 @@ static struct terms terms_of(const struct update_rule *r, const struct update_st
 
 #define FROM(pointer, i) ((pointer) ? (pointer) + (i) : NULL)
 
-static struct update_block part(const struct update_block *b, size_t from, size_t n)
+struct update_block update_part(const struct update_block *b, size_t from, size_t n)
 {
-    return (struct update_block){.g = b->g + from,
+    return (struct update_block){.g = FROM(b->g, from),
                                  .weights = b->weights + from,
                                  .momentum = FROM(b->momentum, from),
                                  .square = FROM(b->square, from),
@@ -125,8 +125,8 @@ void update_apply(const struct update_rule *r, const struct update_step *s, cons
     struct terms t = terms_of(r, s);
     size_t whole = b->n - b->n % CHUNK;
     struct update_block c;
-    for (size_t i = 0; i < whole; i += CHUNK) c = part(b, i, CHUNK), k->chunk(r->type, &t, &c);
-    c = part(b, whole, b->n - whole);
+    for (size_t i = 0; i < whole; i += CHUNK) c = update_part(b, i, CHUNK), k->chunk(r->type, &t, &c);
+    c = update_part(b, whole, b->n - whole);
     if (c.n > 0) update_rest(k, r->type, &t, &c);
 }
 

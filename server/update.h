@@ -48,6 +48,8 @@ struct update_block {
     const float *backup;
     size_t n;
 };
+/* Its n floats from `from` on. */
+struct update_block update_part(const struct update_block *b, size_t from, size_t n);
 void update_apply(const struct update_rule *r, const struct update_step *s, const struct update_block *b);
 
 /* L2 norm to single precision, summed in a fixed order; not finite exactly if some number of g is not. One

@@ -1,8 +1,5 @@
 # Sourced by tests/cluster/run: ways of being (a)synchronous, wire types, threads, workers that come later.
 
-good_enough() { # RUN: as the long undisturbed job, which is asynchronous with two workers
-    as_good_as_undisturbed "$1"
-}
 event_says() { # RUN LOG PATTERN: some line of RUN/logs/LOG*.jsonl
     grep -Eq "$3" "$1"/logs/$2*.jsonl
 }
@@ -19,7 +16,7 @@ case_ssp() {
     verdict "ssp: status tells how often the bound made a worker wait" wait_for 20 some_of "$run" waits
     verdict "ssp: kill -9 of a worker" kill -9 "$(pids_of chorale-worker "$launcher" | head -n 1)"
     verdict "ssp: training ends" ends_well "$launcher"
-    verdict "ssp: as good as asynchronous" good_enough "$run"
+    verdict "ssp: as good as asynchronous" as_good_as_undisturbed "$run"
 }
 
 # One worker stands still: the other two go on, which they do not with no backup.
@@ -34,7 +31,7 @@ case_backup_workers() {
     verdict "backup worker: one stands still, the others go on" wait_for 20 reached "$run" "$(awk -v d="$before" 'BEGIN { print d + 0.1 }')"
     kill -CONT "$slow"
     verdict "backup worker: training ends" ends_well "$launcher"
-    verdict "backup worker: as good as asynchronous" good_enough "$run"
+    verdict "backup worker: as good as asynchronous" as_good_as_undisturbed "$run"
     verdict "backup worker: steps without the slowest are counted" some_of "$run" stale
 }
 
@@ -44,7 +41,7 @@ case_wire_types() {
         run=$work/wire-$type
         make_run "$run" $long exchange.weights=$type exchange.gradients=$type
         verdict "$type on the wire: trains" train "$run" --servers 2 --workers 2
-        verdict "$type on the wire: as good as fp32" good_enough "$run"
+        verdict "$type on the wire: as good as fp32" as_good_as_undisturbed "$run"
     done
 }
 
@@ -75,7 +72,7 @@ case_switch() {
     done
     verdict "switch: an option that cannot change is refused" refuses_set "$run" train.streams=8
     verdict "switch: training ends" ends_well "$launcher"
-    verdict "switch: as good as undisturbed" good_enough "$run"
+    verdict "switch: as good as undisturbed" as_good_as_undisturbed "$run"
     verdict "switch: every epoch was trained once" [ "$("$bin/chorale" status "$run" --json | grep -c '"train_loss"')" -ge 40 ]
 }
 mode_is() { "$bin/chorale" status "$1" --json | tr -d ' \n' | grep -q "\"mode\":\"$2"; }
@@ -92,5 +89,5 @@ case_workers_doubled() {
     done
     verdict "workers doubled: the rate follows and the log says so" wait_for 20 event_says "$run" server- '"ev":"rate_follows".*"workers":4'
     verdict "workers doubled: training ends" ends_well "$launcher"
-    verdict "workers doubled: as good as undisturbed" good_enough "$run"
+    verdict "workers doubled: as good as undisturbed" as_good_as_undisturbed "$run"
 }
