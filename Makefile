@@ -40,7 +40,7 @@ LDFLAGS_ALL := -pie $(filter -fsanitize=%,$(FLAGS)) $(LDFLAGS)
 MAINS := deploy/chorale.c deploy/init.c deploy/train.c deploy/stop.c deploy/status.c deploy/set.c \
          deploy/checkpoint.c server/main.c server/coordinator/main.c worker/main.c \
          worker/tools/eval.c worker/tools/score.c worker/tools/features.c worker/tools/data.c \
-         worker/tools/prepare.c
+         worker/tools/prepare.c worker/tools/doctor.c
 COMMON := $(wildcard common/*.c)
 SERVER := $(filter-out $(MAINS),$(wildcard server/*.c server/coordinator/*.c))
 NNET   := $(wildcard worker/nnet/*.c worker/nnet/kernels/*.c)
@@ -67,7 +67,8 @@ UNIT_BIN  := $(patsubst tests/unit/%.c,$(B)/tests/%,$(UNIT_SRC))
 SIM_SRC   := $(wildcard tests/sim/*.c)
 SIM_BIN   := $(if $(SIM_SRC),$(BIN)/chorale-simulate)
 SERIAL    := $(if $(wildcard tests/cluster/serial.c),$(BIN)/chorale-serial) $(BIN)/chorale-emulate
-BENCH_BIN := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c)) $(B)/bench/exchange
+BENCH_PEERS := $(if $(wildcard /usr/include/dnnl.h),$(B)/bench/onednn_lstmp) # where libdnnl-dev is installed
+BENCH_BIN := $(B)/bench/compute $(B)/bench/exchange $(BENCH_PEERS)
 
 .PHONY: all programs unit check demo bench bench-compute bench-exchange nightly help install-deps clean format
 all: programs $(UNIT_BIN) ## build the programs and the tests
@@ -80,7 +81,7 @@ demo: install-deps ## train a small real job from synthetic speech and show the 
 	@scripts/demo
 bench: all $(BENCH_BIN) ## every bench: compute, exchange
 	@scripts/bench
-bench-compute: $(B)/bench/compute ## frames/s of one worker
+bench-compute: $(B)/bench/compute $(BENCH_PEERS) ## frames/s of one worker beside sgemm, PyTorch, oneDNN (4 minutes)
 	@scripts/bench compute
 bench-exchange: $(B)/bench/exchange ## blocks over loopback: GB/s, latency, memory, beside bare libzmq (4 minutes)
 	@scripts/bench exchange
@@ -155,9 +156,13 @@ $(B)/tests/worker/test_golden64: $(OBJ)/nnet64/tests/unit/worker/test_golden64.o
 	$(link)
 $(B)/tests/%: $(OBJ)/tests/unit/%.o $(ALL_LIBS)
 	$(link)
-$(B)/bench/exchange: $(call objs,$(wildcard tests/bench/exchange/*.c)) $(ALL_LIBS)
+BENCH_OBJ := $(call objs,$(wildcard tests/bench/*.c))
+$(B)/bench/compute: $(call objs,$(wildcard tests/bench/compute/*.c)) $(BENCH_OBJ) $(ALL_LIBS)
 	$(link)
-$(B)/bench/%: $(OBJ)/tests/bench/%.o $(ALL_LIBS)
+$(B)/bench/exchange: $(call objs,$(wildcard tests/bench/exchange/*.c)) $(BENCH_OBJ) $(ALL_LIBS)
+	$(link)
+$(B)/bench/onednn_lstmp: EXTRA_LIBS := -ldnnl
+$(B)/bench/onednn_lstmp: $(OBJ)/tests/bench/peers/onednn_lstmp.o $(LIB_COMMON)
 	$(link)
 $(BIN)/chorale-simulate: $(call objs,$(SIM_SRC)) $(ALL_LIBS)
 	$(link)

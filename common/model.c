@@ -27,6 +27,7 @@ uint32_t model_layer_input(const struct model_spec *s, size_t layer)
     return layer == 0 ? s->input : model_upward(s, layer - 1);
 }
 
+/* Weights are w...: in panels; vectors have one column. */
 static void add(struct model *m, int layer, const char *name, uint32_t rows, uint32_t cols)
 {
     struct tensor *t = &m->tensors[m->num_tensors++];
@@ -36,7 +37,7 @@ static void add(struct model *m, int layer, const char *name, uint32_t rows, uin
         snprintf(t->name, sizeof t->name, "output.%s", name);
     t->rows = rows;
     t->cols = cols;
-    t->layout = LAYOUT_ROWS;
+    t->layout = name[0] == 'w' ? LAYOUT_PANELS : LAYOUT_ROWS;
     t->offset = m->params;
     m->params += (size_t)rows * cols;
 }
@@ -99,7 +100,10 @@ void model_fini(struct model *m)
 size_t model_at(const struct tensor *t, size_t row, size_t col)
 {
     DCHECK(row < t->rows && col < t->cols);
-    return t->offset + (t->layout == LAYOUT_ROWS ? row * t->cols + col : col * t->rows + row);
+    if (t->layout == LAYOUT_ROWS) return t->offset + row * t->cols + col;
+    size_t first = row - row % MODEL_PANEL, left = t->rows - first,
+           width = left < MODEL_PANEL ? left : MODEL_PANEL;
+    return t->offset + first * t->cols + col * width + row % MODEL_PANEL;
 }
 
 const struct tensor *model_find(const struct model *m, const char *name)

@@ -13,7 +13,11 @@
 #define MODEL_MAX_LAYERS 16
 
 enum model_type { MODEL_LSTM, MODEL_LSTMP };
-enum model_layout { LAYOUT_ROWS, LAYOUT_COLUMNS }; /* row-major; column-major, i.e. stored [in][out] */
+/* Row-major (vectors); or panels: rows 24p to 24p + 23 as [cols][24], one panel after the other, the last one
+ * [cols][rows % 24]. It is the order in which the maths reads a weight (worker/nnet/kernels/panels.h), so
+ * that what arrives from a server need not be packed. 24 = three vectors of 8 floats. */
+enum model_layout { LAYOUT_ROWS, LAYOUT_PANELS };
+#define MODEL_PANEL 24
 enum delay_style {
     DELAY_REPEAT,
     DELAY_KALDI

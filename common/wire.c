@@ -85,6 +85,13 @@ void wire_keep_pages(void)
     mallopt(M_TOP_PAD, 64 << 20);
 }
 
+void wire_library(char *out, size_t size)
+{
+    int major, minor, patch;
+    zmq_version(&major, &minor, &patch);
+    snprintf(out, size, "%d.%d.%d", major, minor, patch);
+}
+
 /* --- sockets */
 #define MAX_PARTS       2  /* header and payload */
 #define TRIES_PER_CALL  64 /* that brought nothing of use; then the caller gets its turn again */

@@ -25,6 +25,8 @@ void frame_free(struct frame **f); /* accepts NULL */
 uint64_t wire_hash(const void *data, size_t len);
 /* Keeps freed pages (DESIGN section 4): call once at the start of main, before any thread. */
 void wire_keep_pages(void);
+/* The version of libzmq in use: "4.3.4". */
+void wire_library(char *out, size_t size);
 
 /* --- sockets */
 struct wire;

@@ -26,6 +26,7 @@ static const struct verb {
     {"features", "log-mel features of audio to a Kaldi archive"},
     {"data", "check a Kaldi data directory"},
     {"checkpoint", "list and verify the checkpoints of a run"},
+    {"doctor", "what this machine gives to a job, which kernels serve it, what is wrong"},
 };
 #define NUM_VERBS (sizeof verbs / sizeof verbs[0])
 

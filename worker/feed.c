@@ -215,6 +215,19 @@ enum feed_state feed_fill(struct feed *f, bool more, bool wait)
 
 /* --- windows and accounts */
 
+static void count_rows(struct feed_rows *r, const struct minibatch *m)
+{
+    uint64_t all = (uint64_t)m->T * (uint64_t)m->S;
+    r->all += all;
+    r->padded += m->padded;
+    r->unlabelled += all - m->padded - m->frames;
+}
+
+struct feed_rows feed_rows(const struct feed *f)
+{
+    return f->rows;
+}
+
 static uint64_t oldest_in_streams(const struct feed *f)
 {
     struct lease *oldest = NULL;
@@ -233,6 +246,7 @@ void feed_cut(struct feed *f, struct minibatch *out)
 {
     f->window_lease = oldest_in_streams(f);
     ASSERT(streams_cut(f->streams, out));
+    count_rows(&f->rows, out);
     struct utterance *u;
     while (streams_take_finished(f->streams, &u)) {
         feed_end_one(feed_find_lease(f, u->lease));

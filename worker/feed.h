@@ -44,6 +44,13 @@ int feed_add(struct feed *f, const struct msg_lease *l);
 enum feed_state feed_fill(struct feed *f, bool more, bool wait);
 /* After FEED_READY: the next window. */
 void feed_cut(struct feed *f, struct minibatch *out);
+/* Rows of all windows cut so far: what is computed, and what of that is for nothing. */
+struct feed_rows {
+    uint64_t all;        /* T*S of every window */
+    uint64_t padded;     /* hold no input */
+    uint64_t unlabelled; /* hold an input without error: those of the target delay */
+};
+struct feed_rows feed_rows(const struct feed *f);
 /* What the net made of that window. It is booked whole to the oldest lease that had frames in it, so sums
  * over all leases are exact and those of one lease are not. */
 void feed_account(struct feed *f, double loss, uint64_t frames, uint64_t correct);

@@ -50,6 +50,7 @@ struct feed {
     struct order orders[ORDERS];
     int next_order;        /* to be overwritten */
     uint64_t window_lease; /* to which the last window is booked */
+    struct feed_rows rows;
 };
 
 /* NULL if there is no such lease. */

@@ -1,19 +1,21 @@
 #include "worker/team.h"
 
 #include "common/err.h"
+#include "worker/nnet/clip.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define SLICE 16 /* floats of a cache line: no two members write to the same one */
+#define PIECE 2048 /* floats: whole cache lines, so no two members write to the same one; two fit in L1 */
 
 struct member {
     struct team *team;
     int index;
     struct net *net;
     struct net_result result;
-    float *grad; /* (P); owned but by member 0, whose gradient is the caller's vector */
+    double squares, slice; /* sums of squares: of its gradient; of its part of the sum over all members */
+    float *grad;           /* (P); owned but by member 0, whose gradient is the caller's vector */
     /* Its columns of the window: (T*S, D), (T*S), (T*S). Views of the caller's if it is alone, else owned. */
     struct team_window own;
     float *x;
@@ -26,8 +28,10 @@ struct team {
     size_t frames, streams, dim, params; /* T, S of a member, D, P */
     struct member *members;              /* (N) */
     pthread_t *threads;                  /* (N); [0] is the caller */
-    /* Where all meet, three times per window: it is there; all gradients are there; the sum is there. A
-     * thread that waits sleeps; the three together cost two threads on two cores about 50 us. */
+    struct transposed *transposed;
+    /* Where all meet, four times per window: it is there; the weights are turned; all gradients are there;
+     * the sum is there. A thread that waits sleeps; three meetings cost two threads on two cores about 50 us.
+     */
     pthread_barrier_t barrier;
     /* The window under way; written by the caller before the first meeting. */
     const float *weights;
@@ -59,25 +63,27 @@ static void take_columns(struct member *m)
 
 static void compute(struct member *m)
 {
-    const struct team *t = m->team;
+    struct team *t = m->team;
     float *grad = m->index ? m->grad : t->grad;
+    if (!t->window.same_weights) {
+        transposed_load(t->transposed, t->weights, (size_t)m->index, (size_t)t->n);
+        meet(t);
+    }
     if (t->n > 1)
         take_columns(m);
     else
         m->own = t->window;
     net_forward(m->net, t->weights, m->own.x, m->own.reset, m->own.target, &m->result);
-    if (m->result.frames) net_backward(m->net, t->weights, m->own.x, m->own.reset, grad);
+    m->squares = m->result.frames ? net_backward(m->net, t->weights, m->own.x, m->own.reset, grad) : 0;
 }
 
-/* Its slice of the vector: grad = sum over the members that have a gradient, in their order. */
-static void add_up(const struct member *m)
+/* Its slice of the vector, in pieces that stay in L1: grad = sum over the members that have a gradient, in
+ * their order. */
+static void add_up_slice(struct member *m, size_t begin, size_t end)
 {
     const struct team *t = m->team;
-    size_t lines = (t->params + SLICE - 1) / SLICE, n = (size_t)t->n, k = (size_t)m->index;
-    size_t begin = lines * k / n * SLICE, end = lines * (k + 1) / n * SLICE;
-    if (end > t->params) end = t->params;
     bool any = t->members[0].result.frames > 0;
-    for (size_t j = 1; j < n; j++) {
+    for (int j = 1; j < t->n; j++) {
         const float *g = t->members[j].grad;
         if (t->members[j].result.frames == 0) continue;
         if (!any) memcpy(t->grad + begin, g + begin, (end - begin) * sizeof *g);
@@ -85,6 +91,17 @@ static void add_up(const struct member *m)
             for (size_t i = begin; i < end; i++) t->grad[i] += g[i];
         any = true;
     }
+    if (any) m->slice += clip_squares(t->grad + begin, end - begin);
+}
+
+static void add_up(struct member *m)
+{
+    const struct team *t = m->team;
+    size_t pieces = (t->params + PIECE - 1) / PIECE, n = (size_t)t->n, k = (size_t)m->index;
+    m->slice = 0;
+    if (n == 1) return;
+    for (size_t i = pieces * k / n; i < pieces * (k + 1) / n; i++)
+        add_up_slice(m, i * PIECE, (i + 1) * PIECE < t->params ? (i + 1) * PIECE : t->params);
 }
 
 static void *run(void *arg)
@@ -101,8 +118,8 @@ static void *run(void *arg)
     }
 }
 
-void team_compute(struct team *t, const float *params, const struct team_window *w, float *grad,
-                  struct net_result *out)
+double team_compute(struct team *t, const float *params, const struct team_window *w, float *grad,
+                    struct net_result *out)
 {
     t->weights = params;
     t->window = *w;
@@ -113,12 +130,15 @@ void team_compute(struct team *t, const float *params, const struct team_window 
     add_up(&t->members[0]);
     meet(t);
     *out = t->members[0].result;
+    double squares = t->n > 1 ? t->members[0].slice : t->members[0].squares;
     for (int k = 1; k < t->n; k++) {
         const struct net_result *r = &t->members[k].result;
+        squares += t->members[k].slice;
         out->loss += r->loss;
         out->frames += r->frames;
         out->correct += r->correct;
     }
+    return squares;
 }
 
 /* --- state */
@@ -156,6 +176,7 @@ static void make_member(struct team *t, int k, const struct model *m, const stru
 {
     struct member *me = &t->members[k];
     struct net_options net = o->net;
+    net.transposed = t->transposed;
     size_t rows = t->frames * t->streams;
     *me = (struct member){.team = t, .index = k};
     if (k > 0) {
@@ -167,7 +188,7 @@ static void make_member(struct team *t, int k, const struct model *m, const stru
     me->x = xaligned(rows * t->dim * sizeof *me->x);
     me->reset = xcalloc(rows, sizeof *me->reset);
     me->target = xcalloc(rows, sizeof *me->target);
-    me->own = (struct team_window){me->x, me->reset, me->target};
+    me->own = (struct team_window){.x = me->x, .reset = me->reset, .target = me->target};
 }
 
 struct team *team_new(const struct model *m, const struct team_options *o)
@@ -179,6 +200,7 @@ struct team *team_new(const struct model *m, const struct team_options *o)
     t->streams = (size_t)o->net.streams;
     t->dim = m->spec.input;
     t->params = m->params;
+    t->transposed = transposed_new(m, plan_make(o->net.level).panels);
     t->members = xcalloc((unsigned long)t->n, sizeof *t->members);
     t->threads = xcalloc((unsigned long)t->n, sizeof *t->threads);
     for (int k = 0; k < t->n; k++) make_member(t, k, m, o);
@@ -204,6 +226,7 @@ void team_free(struct team **t_in)
         free(m->reset);
         free(m->target);
     }
+    transposed_free(&t->transposed);
     free(t->members);
     free(t->threads);
     free(t);

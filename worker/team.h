@@ -12,8 +12,9 @@
 
 struct team_options {
     int threads; /* N */
-    struct net_options
-        net; /* of each member: `streams` is S; `between` is called on the caller's thread alone */
+    /* Of each member: `streams` is S; `between` is called on the caller's thread alone; `transposed` is the
+     * team's. */
+    struct net_options net;
 };
 
 /* Row t*(N*S) + s, as net_forward takes it. */
@@ -21,6 +22,7 @@ struct team_window {
     const float *x;        /* (T*N*S, D) */
     const uint8_t *reset;  /* (T*N*S) */
     const int32_t *target; /* (T*N*S) */
+    bool same_weights;     /* params hold what they held for the window before */
 };
 
 struct team;
@@ -31,9 +33,10 @@ struct team *team_new(const struct model *m, const struct team_options *o);
 void team_free(struct team **t);
 
 /* Forward over all streams and, if any frame carries error, backward: grad[P] is then overwritten with the
- * sum over the members; else it is left as it is. Moves the state on. params[P] may not change meanwhile. */
-void team_compute(struct team *t, const float *params, const struct team_window *w, float *grad,
-                  struct net_result *out);
+ * sum over the members; else it is left as it is. Moves the state on. params[P] may not change meanwhile.
+ * Returns the sum of the squares of grad as net_backward does; 0 if it was left. */
+double team_compute(struct team *t, const float *params, const struct team_window *w, float *grad,
+                    struct net_result *out);
 
 /* The recurrent state of all members, one after the other, each as net_get_state writes it. */
 void team_clear_state(struct team *t);

@@ -57,15 +57,24 @@ int train_drain(struct train *t)
         int rc = waited > AWAY_NS ? train_idle(t, TICK_MS) : train_pump(t, TICK_MS);
         if (rc != 0) return rc;
     }
-    if (t->landing >= 0) t->latest = t->landing;
+    if (t->landing >= 0) {
+        t->latest = t->landing;
+        t->same_weights = false;
+    }
     t->landing = -1;
     return 0;
+}
+
+static void use_latest(struct train *t)
+{
+    if (t->base != t->latest) t->same_weights = false;
+    t->base = t->latest;
 }
 
 int train_settle(struct train *t)
 {
     int rc = train_drain(t);
-    if (rc == 0) t->base = t->latest;
+    if (rc == 0) use_latest(t);
     return rc;
 }
 
@@ -74,18 +83,20 @@ int train_read(struct train *t)
     int rc = train_settle(t);
     if (rc != 0) return rc;
     exchange_read(t->links->exchange, clock_now_ns(), 0, &t->weights[t->base]);
+    t->same_weights = false;
     return train_drain(t);
 }
 
 /* --- one exchange: what has been added up in grad[g] */
 
-/* The gradient, scaled and clipped, with the momentum that is kept here; false: nothing to push. Where all
+/* The gradient, clipped, with the momentum that is kept here; false: nothing to push. Where all
  * step together everyone must push: zeros then, which add nothing. */
 static bool prepare(struct train *t, float *grad, uint64_t *frames)
 {
     size_t P = t->job->facts.model.params;
     if (*frames > 0) {
-        double norm = clip_norm(grad, P, t->scale, t->job->config.train.norm_clip);
+        double squares = t->push_every > 1 ? clip_squares(grad, P) : t->squares;
+        double norm = clip_norm(grad, P, squares, t->job->config.train.norm_clip);
         if (isfinite(norm)) {
             double momentum = member_momentum(t->links->member);
             if (velocity_set_momentum(&t->velocity, momentum))
@@ -114,7 +125,7 @@ static int exchange_gradient(struct train *t, float *grad, uint64_t frames)
     exchange_push(t->links->exchange, clock_now_ns(), grad, frames, &t->weights[t->base], &t->weights[into],
                   pull);
     t->landing = pull ? into : -1;
-    t->base = t->latest;
+    use_latest(t);
     if (!t->overlap) return train_settle(t); /* 11: the reply lands where the next forward pass reads it */
     t->g = 1 - t->g;                         /* 11, one step later: train_drain moves `latest` on */
     return links_pump(t->links, 0);
@@ -165,8 +176,9 @@ static int window(struct train *t)
     /* 1, 2: the prefetch thread joined, normalised and delayed what feed_fill gave to the streams */
     feed_cut(t->feed, &t->window); /* 3: N*S streams cut to T frames */
     /* 4, 5: forward, cross entropy, backward through T frames; overlap: the last exchange goes on */
-    team_compute(t->team, t->weights[t->base].values, &(struct team_window){w->x, w->reset, w->target}, grad,
-                 &r);
+    struct team_window all = {w->x, w->reset, w->target, t->same_weights};
+    t->squares = team_compute(t->team, t->weights[t->base].values, &all, grad, &r);
+    t->same_weights = true;
     if (t->pump_rc < 0) return t->pump_rc;
     if (r.frames) {
         add_up(t, grad);
@@ -208,15 +220,19 @@ static int step(struct train *t)
 static void tell_leave(const struct train *t)
 {
     const struct exchange_counts *c = exchange_counts(t->links->exchange);
+    struct feed_rows rows = feed_rows(t->feed);
+    double all = rows.all ? (double)rows.all : 1;
     log_event(LOG_INFO, "leave",
-              "\"windows\":%" PRIu64 ",\"frames\":%" PRIu64 ",\"nonfinite\":%" PRIu64
-              ",\"exchanges\":%" PRIu64 ",\"applied\":%" PRIu64 ",\"refused\":%" PRIu64 ",\"lost\":%" PRIu64
-              ",\"torn\":%" PRIu64 ",\"resent\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"unexpected\":%" PRIu64
+              "\"windows\":%" PRIu64 ",\"frames\":%" PRIu64 ",\"rows\":%" PRIu64
+              ",\"padded\":%.4f,\"unlabelled\":%.4f,\"nonfinite\":%" PRIu64 ",\"exchanges\":%" PRIu64
+              ",\"applied\":%" PRIu64 ",\"refused\":%" PRIu64 ",\"lost\":%" PRIu64 ",\"torn\":%" PRIu64
+              ",\"resent\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"unexpected\":%" PRIu64
               ",\"staleness_max\":%" PRIu64 ",\"waits\":%" PRIu64 ",\"wait_s\":%.3f,\"left_out\":%" PRIu64
               ",\"bytes_out\":%" PRIu64 ",\"bytes_in\":%" PRIu64,
-              t->windows, t->frames, t->nonfinite, c->exchanges, c->applied, c->refused, c->lost, c->torn,
-              c->resent, c->corrupt, c->unexpected, c->staleness_max, c->waits, (double)c->wait_ns / NS_PER_S,
-              c->left_out, c->bytes_out, c->bytes_in);
+              t->windows, t->frames, rows.all, (double)rows.padded / all, (double)rows.unlabelled / all,
+              t->nonfinite, c->exchanges, c->applied, c->refused, c->lost, c->torn, c->resent, c->corrupt,
+              c->unexpected, c->staleness_max, c->waits, (double)c->wait_ns / NS_PER_S, c->left_out,
+              c->bytes_out, c->bytes_in);
 }
 
 int train_run(struct train *t)
@@ -252,9 +268,11 @@ static void make_maths(struct train *t)
 {
     const struct config *c = &t->job->config;
     size_t P = t->job->facts.model.params;
+    double rows = (double)c->train.window * t->num_streams;
     struct team_options o = {.threads = c->train.threads,
                              .net = {.window = c->train.window,
                                      .streams = c->train.streams,
+                                     .scale = c->train.gradient == GRADIENT_MEAN ? (float)(1 / rows) : 1,
                                      .gate_delta_clip = (float)c->train.gate_clip,
                                      .trains = true,
                                      .between = t->overlap ? between : NULL,
@@ -266,8 +284,6 @@ static void make_maths(struct train *t)
     }
     if (t->push_every > 1) t->one = xaligned(P * sizeof(float));
     velocity_init(&t->velocity, c, P);
-    double rows = (double)c->train.window * t->num_streams;
-    t->scale = c->train.gradient == GRADIENT_MEAN ? 1 / rows : 1;
 }
 
 struct train *train_new(const struct job *j, struct links *l, const volatile sig_atomic_t *stop)

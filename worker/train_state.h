@@ -23,7 +23,6 @@ struct train {
     bool backup;   /* together, but the slowest ones are not waited for */
     int overlap, push_every, pull_every;
     int num_streams; /* N*S: of all threads */
-    double scale;    /* of the summed gradient */
 
     struct prefetch *prefetch;
     struct streams *streams;
@@ -38,11 +37,13 @@ struct train {
      * [landing], -1 = none. overlap 0 uses [0] alone. */
     struct weights weights[2];
     int base, latest, landing;
-    float *grad[2]; /* (P) each; [g] is being written */
+    bool same_weights; /* [base] holds what the window before read */
+    float *grad[2];    /* (P) each; [g] is being written */
     int g;
     float *one; /* (P) of one window, where push_every > 1 adds them up in grad[g]; else NULL */
     struct velocity velocity;
-    int pending; /* windows in grad[g] */
+    int pending;    /* windows in grad[g] */
+    double squares; /* of grad[g], where that is one window */
     uint64_t pending_frames;
     uint64_t pushes, windows, frames, nonfinite;
     uint64_t speed_at, speed_frames; /* when and at how many frames the speed was last taken */

@@ -2,6 +2,7 @@
 #include "common/err.h"
 #include "common/files.h"
 #include "common/log.h"
+#include "worker/host.h"
 #include "worker/train_state.h"
 
 #include <inttypes.h>
@@ -333,6 +334,7 @@ static void open_log(struct train *t)
     log_open("worker", number, t->job->run, path);
     log_event(LOG_INFO, "joined", "\"member\":%" PRIu64 ",\"rank\":%u,\"capsule_bytes\":%" PRIu64, number,
               member_rank(t->links->member), member_capsule_bytes(t->links->member));
+    host_log_plan();
     free(path);
 }
 

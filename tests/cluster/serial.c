@@ -30,14 +30,15 @@ struct serial {
     struct job job;
     bool bsp;
     int S, overlap, push_every, pull_every;
-    double scale;
     struct update_rule rule;
     struct velocity velocity;
     struct pace pace;
     struct shard_state *server; /* all blocks */
     struct pulled seen;         /* what the worker computes with */
     struct pulled next;         /* overlap 1: what it will see a step later */
-    float *grad, *one;          /* (P) */
+    float *grad;                /* (P): what is pushed */
+    float *one;                 /* (P) of one window, where push_every > 1 adds them up; else NULL */
+    double squares;             /* of grad, where that is one window */
     struct net *net;
     struct prefetch *prefetch;
     struct streams *streams;
@@ -130,7 +131,8 @@ static void push(struct serial *s)
     s->pending = 0;
     s->pending_frames = 0;
     if (frames == 0) return;
-    if (!isfinite(clip_norm(s->grad, P, s->scale, s->job.config.train.norm_clip))) {
+    double squares = s->one ? clip_squares(s->grad, P) : s->squares;
+    if (!isfinite(clip_norm(s->grad, P, squares, s->job.config.train.norm_clip))) {
         s->nonfinite++;
         net_clear_state(s->net);
         pull(s, &s->seen);
@@ -155,13 +157,10 @@ static void window(struct serial *s)
     feed_cut(s->feed, &s->window);
     net_forward(s->net, s->seen.weights, w->x, w->reset, w->target, &r);
     if (s->pending == 0) memset(s->grad, 0, P * sizeof(float));
-    if (r.frames) {
-        net_backward(s->net, s->seen.weights, w->x, w->reset, s->one);
-        if (s->push_every == 1)
-            memcpy(s->grad, s->one, P * sizeof(float));
-        else
-            for (size_t i = 0; i < P; i++) s->grad[i] += s->one[i];
-    }
+    if (r.frames)
+        s->squares = net_backward(s->net, s->seen.weights, w->x, w->reset, s->one ? s->one : s->grad);
+    if (r.frames && s->one)
+        for (size_t i = 0; i < P; i++) s->grad[i] += s->one[i];
     feed_account(s->feed, r.loss, r.frames, r.correct);
     s->windows++;
     s->frames += r.frames;
@@ -180,7 +179,7 @@ static void make(struct serial *s, int workers)
     s->overlap = workers > 1 ? 0 : c->consistency.overlap;
     s->push_every = c->consistency.push_every;
     s->pull_every = c->consistency.pull_every;
-    s->scale = c->train.gradient == GRADIENT_MEAN ? 1 / ((double)c->train.window * s->S) : 1;
+    double rows = (double)c->train.window * s->S;
     struct pace_rule pace;
     velocity_init(&s->velocity, c, P);
     update_rule_from(c, &s->rule);
@@ -189,6 +188,7 @@ static void make(struct serial *s, int workers)
     shard_state_set_optimizer(s->server, s->rule.type, update_slots(&s->rule));
     struct net_options o = {.window = c->train.window,
                             .streams = s->S,
+                            .scale = c->train.gradient == GRADIENT_MEAN ? (float)(1 / rows) : 1,
                             .gate_delta_clip = (float)c->train.gate_clip,
                             .trains = true};
     struct feed_options f = {.seed = (uint64_t)c->train.seed,
@@ -202,7 +202,7 @@ static void make(struct serial *s, int workers)
     s->feed = feed_new(&f, s->prefetch, s->streams);
     minibatch_init(&s->window, c->train.window, s->S, dim);
     float **vectors[] = {&s->seen.weights, &s->next.weights, &s->grad, &s->one};
-    for (int i = 0; i < 4; i++) *vectors[i] = xaligned(P * sizeof(float));
+    for (int i = 0; i < (s->push_every > 1 ? 4 : 3); i++) *vectors[i] = xaligned(P * sizeof(float));
     pull(s, &s->seen);
     pull(s, &s->next);
 }

@@ -62,7 +62,7 @@ struct emulation {
     uint32_t num_workers, roster;
     uint64_t now, windows, frames, updates;
     uint64_t *staleness; /* (num_updates) */
-    double scale, jitter, loss;
+    double jitter, loss;
     uint64_t loss_frames;
     struct rng rng;
     struct minibatch window;
@@ -185,6 +185,7 @@ static int compute(struct worker *w)
     const struct config *c = &e->job.config;
     size_t P = e->job.facts.model.params;
     struct net_result r = {0};
+    double squares = 0;
     int rc = give_data(e, w);
     if (rc < 0) return rc;
     bool has_data = streams_cut(w->streams, &e->window);
@@ -192,12 +193,12 @@ static int compute(struct worker *w)
     if (has_data) {
         const struct minibatch *m = &e->window;
         net_forward(w->net, w->weights.values, m->x, m->reset, m->target, &r);
-        if (r.frames) net_backward(w->net, w->weights.values, m->x, m->reset, w->grad);
+        if (r.frames) squares = net_backward(w->net, w->weights.values, m->x, m->reset, w->grad);
         for (struct utterance *u; streams_take_finished(w->streams, &u);) utterance_free(&u);
         e->windows++;
         e->loss += r.loss;
         e->loss_frames += r.frames;
-        if (r.frames && !isfinite(clip_norm(w->grad, P, e->scale, c->train.norm_clip))) e->diverged = true;
+        if (r.frames && !isfinite(clip_norm(w->grad, P, squares, c->train.norm_clip))) e->diverged = true;
         if (r.frames) velocity_apply(&w->velocity, w->grad);
     } else if (w->has_work) {
         w->has_work = false;
@@ -269,8 +270,10 @@ static void make_worker(struct emulation *e, uint32_t k)
                                   .gradients = c->exchange.gradients,
                                   .weights = c->exchange.weights,
                                   .tickets = c->consistency.backup > 0};
+    double rows = (double)c->train.window * c->train.streams;
     struct net_options no = {.window = c->train.window,
                              .streams = c->train.streams,
+                             .scale = c->train.gradient == GRADIENT_MEAN ? (float)(1 / rows) : 1,
                              .gate_delta_clip = (float)c->train.gate_clip,
                              .trains = true};
     w->e = e;
@@ -329,7 +332,6 @@ static int make(struct emulation *e)
     e->to_shard = xcalloc(1, sizeof *e->to_shard);
     e->order = xcalloc(e->job.facts.train.utterances, sizeof *e->order);
     e->total = (uint64_t)e->job.facts.train.utterances * (uint64_t)c->train.epochs;
-    e->scale = c->train.gradient == GRADIENT_MEAN ? 1.0 / (c->train.window * c->train.streams) : 1;
     minibatch_init(&e->window, c->train.window, c->train.streams, e->job.facts.model.spec.input);
     make_shard(e, &state);
     for (uint32_t k = 0; k < e->num_workers; k++) make_worker(e, k);

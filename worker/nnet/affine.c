@@ -1,35 +1,53 @@
 #include "worker/nnet/affine.h"
 
-#include "worker/nnet/blas.h"
+#include "common/err.h"
 
-/* The weight as a BLAS operand. LAYOUT_ROWS holds [out][in], LAYOUT_COLUMNS holds [in][out]. */
-static struct blas_operand weight(const struct tensor *w, const real *params, bool as_in_out)
+#include <stdlib.h>
+
+void workspace_init(struct workspace *s, const struct panel_kernels *k, real scale, size_t n, size_t in)
 {
-    bool is_rows = w->layout == LAYOUT_ROWS;
-    bool turn = is_rows == as_in_out;
-    return (struct blas_operand){params + w->offset, is_rows ? w->cols : w->rows, turn ? TRANSPOSED : PLAIN};
+    size_t gradient = panels_gradient_scratch(n, in);
+    size_t size = gradient > PANELS_TURN_SCRATCH ? gradient : PANELS_TURN_SCRATCH;
+    *s = (struct workspace){k, scale, xaligned(size * sizeof(real))};
 }
 
-void affine_forward(const struct tensor *w, const real *params, size_t n, struct const_rows x, real beta,
-                    struct rows y)
+void workspace_fini(struct workspace *s)
 {
-    struct blas_operand in = {x.data, x.ld, PLAIN};
-    blas_gemm(n, w->rows, w->cols, in, weight(w, params, true), beta, y.data, y.ld);
+    free(s->scratch);
+    *s = (struct workspace){0};
 }
 
-void affine_backward(const struct tensor *w, const real *params, size_t n, struct const_rows d_y, real beta,
-                     struct rows d_x)
+static struct panels panels_of(const struct tensor *w, const real *params)
 {
-    struct blas_operand out = {d_y.data, d_y.ld, PLAIN};
-    blas_gemm(n, w->cols, w->rows, out, weight(w, params, false), beta, d_x.data, d_x.ld);
+    DCHECK(w->layout == LAYOUT_PANELS);
+    return (struct panels){params + w->offset, w->rows, w->cols};
 }
 
-void affine_gradient(const struct tensor *w, size_t n, struct const_rows d_y, struct const_rows x, real *grad)
+void affine_forward(const struct workspace *s, const struct tensor *w, const real *params, size_t n,
+                    struct const_rows x, bool adds, struct rows y)
 {
-    struct blas_operand out = {d_y.data, d_y.ld, PLAIN}, in = {x.data, x.ld, PLAIN};
-    bool is_rows = w->layout == LAYOUT_ROWS;
-    struct blas_operand left = is_rows ? out : in, right = is_rows ? in : out;
-    left.trans = TRANSPOSED;
-    size_t m = is_rows ? w->rows : w->cols, k = is_rows ? w->cols : w->rows;
-    blas_gemm(m, k, n, left, right, 0, grad + w->offset, k);
+    s->kernels->forward(panels_of(w, params), n, x, adds, y);
+}
+
+void affine_backward(const struct workspace *s, const struct tensor *w, const real *params,
+                     const struct transposed *t, size_t n, struct const_rows d_y, bool adds, struct rows d_x)
+{
+    if (t)
+        s->kernels->forward(transposed_of(t, w), n, d_y, adds, d_x);
+    else
+        s->kernels->backward(panels_of(w, params), n, d_y, adds, d_x, s->scratch);
+}
+
+double affine_gradient(const struct workspace *s, const struct affine_input *inputs, size_t num_inputs,
+                       const struct tensor *b, size_t n, struct const_rows d_y, real *grad)
+{
+    struct panels_gradient terms[AFFINE_INPUTS];
+    ASSERT(num_inputs >= 1 && num_inputs <= AFFINE_INPUTS);
+    for (size_t i = 0; i < num_inputs; i++) {
+        const struct tensor *w = inputs[i].w;
+        DCHECK(w->rows == inputs[0].w->rows);
+        terms[i] = (struct panels_gradient){grad + w->offset, w->cols, inputs[i].x};
+    }
+    return s->kernels->gradient(inputs[0].w->rows, n, d_y, terms, num_inputs, s->scale,
+                                b ? grad + b->offset : NULL, s->scratch);
 }

@@ -6,7 +6,7 @@
     8 /* independent sums hide the latency of an addition; always eight, so the bits are the same everywhere \
        */
 
-static double sum_of_squares(const float *v, size_t n)
+double clip_squares(const float *v, size_t n)
 {
     double lane[LANES] = {0};
     size_t i = 0;
@@ -16,12 +16,11 @@ static double sum_of_squares(const float *v, size_t n)
     return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
 }
 
-double clip_norm(float *grad, size_t n, double scale, double max_norm)
+double clip_norm(float *grad, size_t n, double squares, double max_norm)
 {
-    double norm = fabs(scale) * sqrt(sum_of_squares(grad, n));
-    if (!isfinite(norm)) return norm;
-    float factor = (float)(max_norm > 0 && norm > max_norm ? scale * (max_norm / norm) : scale);
-    if (factor != 1.0f)
-        for (size_t i = 0; i < n; i++) grad[i] *= factor;
+    double norm = sqrt(squares);
+    if (!isfinite(norm) || max_norm <= 0 || norm <= max_norm) return norm;
+    float factor = (float)(max_norm / norm);
+    for (size_t i = 0; i < n; i++) grad[i] *= factor;
     return norm;
 }

@@ -12,7 +12,8 @@ struct loss {
     size_t rows, targets; /* T*S, K */
     real *z;              /* (T*S, K) contiguous: logits, then what the functions below leave */
     real *max;            /* (T*S) of the logits */
-    double *log_sum;      /* (T*S) log of the sum of exp(z - max) */
+    real *factor;         /* (T*S) 1 / the sum of exp(z - max) */
+    double *log_sum;      /* (T*S) the logarithm of that sum */
 };
 
 /* Of the frames that carry error: -log softmax(z)[target] summed in double. A tie counts for the lower index.

@@ -110,13 +110,14 @@ static void forward_frame(struct lstmp *l, const struct cell *cell, const real *
 {
     size_t streams = l->window.streams, first = t * streams;
     take_recurrent(l, t, reset);
-    affine_forward(l->w_r, params, streams, rows_read(rows_from(l->r_prev, first)), 1,
+    affine_forward(&l->window.products, l->w_r, params, streams, rows_read(rows_from(l->r_prev, first)), true,
                    rows_from(l->z, first));
     for (size_t row = first; row < first + streams; row++)
         l->window.gates->cell_forward(cell, l->z.data + row * l->z.ld, cell_before(l, row, reset),
                                       l->c.data + (row + streams) * l->c.ld, l->m.data + row * l->m.ld);
     if (l->w_m)
-        affine_forward(l->w_m, params, streams, rows_read(rows_from(l->m, first)), 0, rows_from(l->y, first));
+        affine_forward(&l->window.products, l->w_m, params, streams, rows_read(rows_from(l->m, first)), false,
+                       rows_from(l->y, first));
 }
 
 void lstmp_forward(struct lstmp *l, const real *params, struct const_rows x, const uint8_t *reset)
@@ -126,14 +127,14 @@ void lstmp_forward(struct lstmp *l, const real *params, struct const_rows x, con
     for (size_t s = 0; s < streams; s++)
         memcpy(l->c.data + s * l->c.ld, l->state_c + s * l->cells, l->cells * sizeof(real));
 
-    affine_forward(l->w_x, params, n, x, 0, l->z);
+    affine_forward(&l->window.products, l->w_x, params, n, x, false, l->z);
     window_between(&l->window);
     for (size_t t = 0; t < frames; t++) {
         forward_frame(l, &cell, params, t, reset);
         window_between(&l->window);
     }
     if (l->w_p)
-        affine_forward(l->w_p, params, n, rows_read(l->m), 0,
+        affine_forward(&l->window.products, l->w_p, params, n, rows_read(l->m), false,
                        (struct rows){l->y.data + l->recurrent, l->y.ld});
 
     for (size_t s = 0; s < streams; s++) {
@@ -151,7 +152,8 @@ static void add_from_next(struct lstmp *l, const real *params, size_t t, const u
     struct rows d_r = rows_from(l->d_y, first);
     for (size_t s = 0; s < streams; s++)
         if (next[s]) memcpy(l->kept.data + s * l->kept.ld, d_r.data + s * d_r.ld, bytes);
-    affine_backward(l->w_r, params, streams, rows_read(rows_from(l->z, first + streams)), 1, d_r);
+    affine_backward(&l->window.products, l->w_r, params, l->window.transposed, streams,
+                    rows_read(rows_from(l->z, first + streams)), true, d_r);
     for (size_t s = 0; s < streams; s++)
         if (next[s]) memcpy(d_r.data + s * d_r.ld, l->kept.data + s * l->kept.ld, bytes);
 }
@@ -162,8 +164,10 @@ static struct rows back_to_output(struct lstmp *l, const real *params, size_t t)
     size_t streams = l->window.streams;
     struct rows d_r = rows_from(l->d_y, t * streams), d_p = {d_r.data + l->recurrent, d_r.ld};
     if (!l->w_m) return d_r;
-    affine_backward(l->w_m, params, streams, rows_read(d_r), 0, l->d_m);
-    if (l->w_p) affine_backward(l->w_p, params, streams, rows_read(d_p), 1, l->d_m);
+    const struct window *w = &l->window;
+    affine_backward(&w->products, l->w_m, params, w->transposed, streams, rows_read(d_r), false, l->d_m);
+    if (l->w_p)
+        affine_backward(&w->products, l->w_p, params, w->transposed, streams, rows_read(d_p), true, l->d_m);
     return l->d_m;
 }
 
@@ -183,31 +187,39 @@ static void backward_frame(struct lstmp *l, const struct cell *cell, const real 
     }
 }
 
-static void peephole_gradients(const struct lstmp *l, real *grad)
+static double peephole_gradients(const struct lstmp *l, real *grad)
 {
     const struct tensor *p[] = {l->p_i, l->p_f, l->p_o};
-    for (size_t k = 0; k < 3; k++)
-        if (p[k]) memcpy(grad + p[k]->offset, l->d_peephole + k * l->cells, l->cells * sizeof(real));
+    double squares = 0;
+    for (size_t k = 0; k < 3; k++) {
+        if (!p[k]) continue;
+        const real *from = l->d_peephole + k * l->cells;
+        real *to = grad + p[k]->offset;
+        for (size_t j = 0; j < l->cells; j++) {
+            to[j] = l->window.products.scale * from[j];
+            squares += (double)to[j] * (double)to[j];
+        }
+    }
+    return squares;
 }
 
 /* Sums over all rows of the window, from the deltas that the frames left in z and d_y. */
-static void weight_gradients(struct lstmp *l, struct const_rows x, real *grad)
+static double weight_gradients(struct lstmp *l, struct const_rows x, real *grad)
 {
+    const struct workspace *products = &l->window.products;
     size_t n = l->window.frames * l->window.streams;
-    struct const_rows d_z = rows_read(l->z), d_r = rows_read(l->d_y), m = rows_read(l->m);
-    affine_gradient(l->w_x, n, d_z, x, grad);
+    struct const_rows d_r = rows_read(l->d_y), d_p = {d_r.data + l->recurrent, d_r.ld};
+    struct affine_input gates[] = {{l->w_x, x}, {l->w_r, rows_read(l->r_prev)}};
+    struct affine_input m = {l->w_m, rows_read(l->m)}, p = {l->w_p, rows_read(l->m)};
+    double squares = affine_gradient(products, gates, 2, l->b, n, rows_read(l->z), grad);
     window_between(&l->window);
-    affine_gradient(l->w_r, n, d_z, rows_read(l->r_prev), grad);
-    window_between(&l->window);
-    if (l->w_m) affine_gradient(l->w_m, n, d_r, m, grad);
-    if (l->w_p) affine_gradient(l->w_p, n, (struct const_rows){d_r.data + l->recurrent, d_r.ld}, m, grad);
-    memset(grad + l->b->offset, 0, 4 * l->cells * sizeof(real));
-    l->window.gates->add_rows(n, 4 * l->cells, d_z.data, d_z.ld, grad + l->b->offset);
-    peephole_gradients(l, grad);
+    if (l->w_m) squares += affine_gradient(products, &m, 1, NULL, n, d_r, grad);
+    if (l->w_p) squares += affine_gradient(products, &p, 1, NULL, n, d_p, grad);
+    return squares + peephole_gradients(l, grad);
 }
 
-void lstmp_backward(struct lstmp *l, const real *params, struct const_rows x, const uint8_t *reset,
-                    struct rows d_x, real *grad)
+double lstmp_backward(struct lstmp *l, const real *params, struct const_rows x, const uint8_t *reset,
+                      struct rows d_x, real *grad)
 {
     ASSERT(l->window.trains);
     const struct cell cell = cell_of(l, params);
@@ -217,7 +229,10 @@ void lstmp_backward(struct lstmp *l, const real *params, struct const_rows x, co
         backward_frame(l, &cell, params, t, reset);
         window_between(&l->window);
     }
-    weight_gradients(l, x, grad);
+    double squares = weight_gradients(l, x, grad);
+    window_between(&l->window);
     if (d_x.data)
-        affine_backward(l->w_x, params, l->window.frames * l->window.streams, rows_read(l->z), 0, d_x);
+        affine_backward(&l->window.products, l->w_x, params, NULL, l->window.frames * l->window.streams,
+                        rows_read(l->z), false, d_x);
+    return squares;
 }

@@ -19,7 +19,9 @@ struct window {
     bool trains;                /* false: nothing for a backward pass is kept */
     real cell_clip, delta_clip; /* INFINITY = off */
     const struct gates *gates;
-    void (*between)(void *ctx); /* as net_options has it */
+    struct workspace products;
+    const struct transposed *transposed; /* where it trains */
+    void (*between)(void *ctx);          /* as net_options has it */
     void *between_ctx;
 };
 
@@ -50,15 +52,16 @@ struct lstmp {
     real *d_peephole; /* (3C): i, f, o */
 };
 
-/* Layer `index` of m, which must outlive l. */
+/* Layer `index` of m, which must outlive l; w is copied, what it points to borrowed. */
 void lstmp_init(struct lstmp *l, const struct model *m, size_t index, const struct window *w);
 void lstmp_fini(struct lstmp *l);
 /* x (T*S, input); reset (T*S): 1 = the state before this frame is zero. Fills y and moves the state on by T
  * frames. */
 void lstmp_forward(struct lstmp *l, const real *params, struct const_rows x, const uint8_t *reset);
 /* After lstmp_forward with the same arguments and d_y filled. d_x (T*S, input) is overwritten; d_x.data NULL
- * = not wanted. Overwrites the layer's tensors in grad[P] with sums over the window. */
-void lstmp_backward(struct lstmp *l, const real *params, struct const_rows x, const uint8_t *reset,
-                    struct rows d_x, real *grad);
+ * = not wanted. Overwrites the layer's tensors in grad[P] with sums over the window, scaled as the workspace
+ * says; returns the sum of their squares. */
+double lstmp_backward(struct lstmp *l, const real *params, struct const_rows x, const uint8_t *reset,
+                      struct rows d_x, real *grad);
 
 #endif

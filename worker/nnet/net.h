@@ -6,7 +6,9 @@
 #define WORKER_NNET_NET_H
 
 #include "common/model.h"
+#include "worker/nnet/plan.h"
 #include "worker/nnet/real.h"
+#include "worker/nnet/transposed.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -19,7 +21,11 @@ struct net_options {
     real cell_clip_override; /* limit of |c|; 0 = that of the model, below 0 = off */
     float gate_delta_clip;   /* limit of each element of the four gate deltas (Kaldi's diff_clip); 0 = off */
     bool trains;             /* false: forward only, no backward buffers */
-    bool portable;           /* plain C kernels in any case; for tests */
+    float scale;             /* of the gradient; 0 = 1 */
+    enum plan_level level;   /* of the kernels; PLAN_BEST = the best that this CPU has */
+    /* The weights turned around for net_backward, loaded by the caller (borrowed until net_free). NULL: the
+     * net has its own and loads it in every net_backward. */
+    const struct transposed *transposed;
     /* NULL, or called while a window is computed: at least once per frame of every layer forward and again
      * backward, and between the large products over all frames. Must not touch what the net reads or writes.
      */
@@ -42,8 +48,9 @@ void net_free(struct net **n);
 void net_forward(struct net *n, const real *params, const real *x, const uint8_t *reset,
                  const int32_t *target, struct net_result *out);
 /* Once after net_forward with the same arguments; needs `trains`. Overwrites grad[P] with the gradient of the
- * summed loss; none crosses a reset or leaves the window. */
-void net_backward(struct net *n, const real *params, const real *x, const uint8_t *reset, real *grad);
+ * summed loss times `scale`; none crosses a reset or leaves the window. Returns the sum of its squares: not
+ * finite if one element is not, or is beyond 1e19. */
+double net_backward(struct net *n, const real *params, const real *x, const uint8_t *reset, real *grad);
 /* (T*S, K) contiguous, natural logarithm; computed at the call. After net_forward and before net_backward; a
  * view until the next of either. */
 const real *net_log_posteriors(struct net *n);

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -78,6 +79,39 @@ static void tensors_cover_the_vector_without_gap_or_overlap(void **state)
     model_fini(&m);
 }
 
+static void weights_lie_in_panels_and_vectors_in_rows(void **state)
+{
+    (void)state;
+    struct model m;
+    struct model_spec s = small();
+    assert_int_equal(model_build(&s, &m), 0);
+    for (size_t i = 0; i < m.num_tensors; i++) {
+        bool is_weight = strchr(m.tensors[i].name, '.')[1] == 'w';
+        assert_int_equal(m.tensors[i].layout, is_weight ? LAYOUT_PANELS : LAYOUT_ROWS);
+        assert_true(is_weight || m.tensors[i].cols == 1);
+    }
+    model_fini(&m);
+}
+
+/* Places counted by hand: panels of 24 rows as [cols][24], then what is left as [cols][rows % 24]. */
+static void panels_hold_24_rows_column_by_column(void **state)
+{
+    (void)state;
+    const struct tensor t = {.rows = 53, .cols = 3, .layout = LAYOUT_PANELS, .offset = 1000},
+                        one = {.rows = 24, .cols = 2, .layout = LAYOUT_PANELS},
+                        few = {.rows = 5, .cols = 2, .layout = LAYOUT_PANELS};
+    size_t place = 1000;
+    static const size_t first[] = {0, 24, 48, 53};
+    for (size_t p = 0; p < 3; p++)
+        for (size_t col = 0; col < 3; col++)
+            for (size_t row = first[p]; row < first[p + 1]; row++)
+                assert_int_equal(model_at(&t, row, col), place++);
+    assert_int_equal(model_at(&one, 23, 0), 23);
+    assert_int_equal(model_at(&one, 0, 1), 24);
+    assert_int_equal(model_at(&few, 4, 0), 4);
+    assert_int_equal(model_at(&few, 0, 1), 5);
+}
+
 static void the_layout_changes_the_place_but_neither_value_nor_start_weight(void **state)
 {
     (void)state;
@@ -86,7 +120,7 @@ static void the_layout_changes_the_place_but_neither_value_nor_start_weight(void
     const struct model_init_options o = {.range = 0.02f, .seed = 9};
     assert_int_equal(model_build(&s, &a), 0);
     assert_int_equal(model_build(&s, &b), 0);
-    for (size_t i = 0; i < b.num_tensors; i++) b.tensors[i].layout = LAYOUT_COLUMNS;
+    for (size_t i = 0; i < b.num_tensors; i++) b.tensors[i].layout = LAYOUT_ROWS;
     float *va = xcalloc(a.params, sizeof *va), *vb = xcalloc(b.params, sizeof *vb);
     float *ra = xcalloc(a.params, sizeof *ra), *rb = xcalloc(b.params, sizeof *rb);
     model_init(&a, &o, va);
@@ -189,6 +223,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_layer_reads_what_the_one_below_feeds_upward),
         cmocka_unit_test(tensors_cover_the_vector_without_gap_or_overlap),
+        cmocka_unit_test(weights_lie_in_panels_and_vectors_in_rows),
+        cmocka_unit_test(panels_hold_24_rows_column_by_column),
         cmocka_unit_test(the_layout_changes_the_place_but_neither_value_nor_start_weight),
         cmocka_unit_test(weights_start_as_the_options_say),
         cmocka_unit_test(whatever_makes_models_differ_changes_the_hash),

@@ -16,6 +16,11 @@
 
 #define GOLDEN_T 5
 
+/* A statement for every level of kernels that this CPU has, and for the best, which may be a mixture. */
+#define EACH_LEVEL(level)                                                                                    \
+    for (enum plan_level level = PLAN_BEST; level <= PLAN_AVX512; level++)                                   \
+        if (plan_has(level))
+
 /* A window of data: x (T*S, D), target (T*S), reset (T*S). */
 struct window_data {
     size_t frames, streams;
@@ -135,7 +140,8 @@ static inline double tensor_norm(const struct model *m, const char *name, size_t
     return sqrt(sum);
 }
 
-/* A random small model: LSTM or LSTMP, 1 to 3 layers of different sizes. Undo with model_fini. */
+/* A random small model: LSTM or LSTMP, 1 to 3 layers of different sizes, below and above the width of a
+ * panel. Undo with model_fini. */
 static inline struct model random_model(struct rng *r)
 {
     struct model_spec s = {.type = rng_below(r, 3) ? MODEL_LSTMP : MODEL_LSTM,
@@ -144,26 +150,23 @@ static inline struct model random_model(struct rng *r)
                            .stack = 1,
                            .skip = 1};
     s.input = s.feature_dim = 1 + (uint32_t)rng_below(r, 9);
-    s.targets = 2 + (uint32_t)rng_below(r, 12);
+    s.targets = 2 + (uint32_t)rng_below(r, rng_below(r, 2) ? 60 : 12);
     s.num_layers = 1 + (uint32_t)rng_below(r, 3);
     for (size_t l = 0; l < s.num_layers; l++) {
-        s.layers[l].cells = 1 + (uint32_t)rng_below(r, 13);
+        s.layers[l].cells = 1 + (uint32_t)rng_below(r, rng_below(r, 2) ? 40 : 13);
         if (s.type == MODEL_LSTM) continue;
-        s.layers[l].projection = 1 + (uint32_t)rng_below(r, 7);
-        s.layers[l].nonrecurrent = (uint32_t)(rng_below(r, 2) * rng_below(r, 6));
+        s.layers[l].projection = 1 + (uint32_t)rng_below(r, rng_below(r, 2) ? 30 : 7);
+        s.layers[l].nonrecurrent = (uint32_t)(rng_below(r, 2) * rng_below(r, rng_below(r, 2) ? 30 : 6));
     }
     struct model m;
     ASSERT(model_build(&s, &m) == 0);
     return m;
 }
 
-/* Values by (tensor, row, col), so that two models which differ in layout alone get the same weights. */
+/* Uniform in (-range, range). */
 static inline void random_params(const struct model *m, struct rng *r, double range, real *params)
 {
-    for (size_t i = 0; i < m->num_tensors; i++)
-        for (size_t row = 0; row < m->tensors[i].rows; row++)
-            for (size_t col = 0; col < m->tensors[i].cols; col++)
-                params[model_at(&m->tensors[i], row, col)] = (real)(range * (2 * rng_uniform(r) - 1));
+    for (size_t i = 0; i < m->params; i++) params[i] = (real)(range * (2 * rng_uniform(r) - 1));
 }
 
 /* Normal inputs; about one target in five without error, one frame in six a reset, at any t. */

@@ -13,9 +13,10 @@
 #define N      23
 #define DIM    3
 #define WINDOW 5
+#define DELAY  2
 #define SEED   7
 
-/* A corpus of N utterances of 3 to 17 frames, read through a front end with delay 2. */
+/* A corpus of N utterances of 3 to 17 frames, read through a front end with a delay. */
 struct bed {
     struct data_dir dir;
     struct corpus *corpus;
@@ -53,7 +54,7 @@ static int setup(void **state)
     data_dir_corpus(&b->dir, N, frames, DIM);
     struct corpus_options o = CORPUS_OPTIONS_DEFAULT;
     assert_int_equal(corpus_open(b->dir.path, "ali.scp", &o, &b->corpus), 0);
-    b->frontend = (struct frontend){.dim = DIM, .stack = 1, .skip = 1, .delay = 2};
+    b->frontend = (struct frontend){.dim = DIM, .stack = 1, .skip = 1, .delay = DELAY};
     *state = b;
     return 0;
 }
@@ -324,6 +325,33 @@ static void test_an_utterance_that_cannot_be_read_is_counted_and_passed_over(voi
     }
 }
 
+/* Rule: every input of the corpus is a row once, DELAY of each utterance without error, and all other rows
+ * are padding; one stream alone pads the last window of each utterance and nothing else. */
+static void test_rows_that_are_computed_for_nothing_are_counted(void **state)
+{
+    const struct corpus *c = ((struct bed *)*state)->corpus;
+    uint64_t inputs = 0, windows_alone = 0;
+    for (size_t i = 0; i < N; i++) {
+        uint64_t n = corpus_utterance(c, i)->frames + DELAY;
+        inputs += n;
+        windows_alone += (n + WINDOW - 1) / WINDOW;
+    }
+    for (int streams = 1; streams <= 3; streams++) {
+        struct side s;
+        struct source from = async_source(1, 4);
+        uint64_t windows = 0;
+        side_init(&s, *state, streams, false);
+        assert_int_equal(feed_rows(s.feed).all, 0);
+        while (step(&s, &from)) windows++;
+        struct feed_rows rows = feed_rows(s.feed);
+        if (streams == 1) assert_int_equal(windows, windows_alone);
+        assert_int_equal(rows.all, windows * WINDOW * (uint64_t)streams);
+        assert_int_equal(rows.padded, rows.all - inputs);
+        assert_int_equal(rows.unlabelled, DELAY * N);
+        side_fini(&s);
+    }
+}
+
 static void test_a_lease_for_other_data_or_other_streams_is_refused(void **state)
 {
     struct side s, together;
@@ -453,6 +481,7 @@ int main(void)
         TEST(test_a_lease_is_used_once_the_exchange_of_its_last_frame_is_over),
         TEST(test_what_was_not_pushed_is_not_used),
         TEST(test_an_utterance_that_cannot_be_read_is_counted_and_passed_over),
+        TEST(test_rows_that_are_computed_for_nothing_are_counted),
         TEST(test_a_lease_for_other_data_or_other_streams_is_refused),
         TEST(test_a_restored_feed_goes_on_with_the_same_windows),
         TEST(test_a_capsule_that_does_not_fit_is_refused),

@@ -95,11 +95,11 @@ static float *import(const char *net, const char *name, struct model *m, float *
 }
 
 /* Posteriors of one utterance from zero state, as nnet-forward. */
-static void check_forward(const struct model *m, const float *params, const struct archive *feats,
-                          const struct archive *posts, size_t u, double bound)
+static void check_forward(const struct model *m, enum plan_level level, const float *params,
+                          const struct archive *feats, const struct archive *posts, size_t u, double bound)
 {
     size_t rows = feats->utt[u].rows, n = rows * m->spec.targets;
-    struct net_options o = {.window = (int)rows, .streams = 1};
+    struct net_options o = {.window = (int)rows, .streams = 1, .level = level};
     struct net *net = net_new(m, &o);
     struct window_data w = {rows, 1, feats->utt[u].values, xcalloc(rows, sizeof(int32_t)), xcalloc(rows, 1)};
     run_window(net, params, &w, NULL);
@@ -133,7 +133,8 @@ static void posteriors_agree_with_nnet_forward(void **state)
         struct archive *feats = read_ark(cases[i].net, cases[i].feats),
                        *posts = read_ark(cases[i].net, cases[i].posts);
         assert_int_equal(feats->count, posts->count);
-        for (size_t u = 0; u < feats->count; u++) check_forward(&m, params, feats, posts, u, 3e-6);
+        EACH_LEVEL(level)
+        for (size_t u = 0; u < feats->count; u++) check_forward(&m, level, params, feats, posts, u, 3e-6);
         archive_free(feats);
         archive_free(posts);
         free(params);
@@ -167,7 +168,8 @@ static void text_and_binary_models_agree(void **state)
 
 /* Kaldi's `one` case: one window of T frames of all utterances as streams, rate 1, so gradient = before -
  * after. */
-static void check_one_window(const char *net_name, size_t frames, double loss_per_frame)
+static void check_one_window(const char *net_name, enum plan_level level, size_t frames,
+                             double loss_per_frame)
 {
     struct model m, after_m;
     float diff_clip, *before = import(net_name, "model.bin", &m, &diff_clip),
@@ -183,8 +185,11 @@ static void check_one_window(const char *net_name, size_t frames, double loss_pe
             w.target[t * streams + s] = (int32_t)targets->utt[s].values[t];
         }
     }
-    struct net_options o = {
-        .window = (int)frames, .streams = (int)streams, .gate_delta_clip = diff_clip, .trains = true};
+    struct net_options o = {.window = (int)frames,
+                            .streams = (int)streams,
+                            .gate_delta_clip = diff_clip,
+                            .trains = true,
+                            .level = level};
     struct net *net = net_new(&m, &o);
     float *grad = new_reals(m.params), *want = new_reals(m.params);
     struct net_result result = run_window(net, before, &w, grad);
@@ -194,7 +199,7 @@ static void check_one_window(const char *net_name, size_t frames, double loss_pe
     for (size_t i = 0; i < m.num_tensors; i++) {
         const struct tensor *t = &m.tensors[i];
         double d = distance(grad + t->offset, want + t->offset, (size_t)t->rows * t->cols);
-        print_message("%s %s: %.2g\n", net_name, t->name, d);
+        print_message("%s %s %s: %.2g\n", plan_level_name(level), net_name, t->name, d);
         assert_true(d <= 2e-4);
     }
     net_free(&net);
@@ -216,8 +221,11 @@ static void one_window_gradients_agree_with_kaldi(void **state)
 {
     (void)state;
     skip_without_shared();
-    check_one_window("lstm1", 5, 1.76475);
-    check_one_window("lstm2", 20, 2.50377);
+    EACH_LEVEL(level)
+    {
+        check_one_window("lstm1", level, 5, 1.76475);
+        check_one_window("lstm2", level, 20, 2.50377);
+    }
 }
 
 static char *write_file(const char *dir, const char *bytes, size_t len)

@@ -1,5 +1,5 @@
-/* The float path with the kernels of this CPU: golden vector, layouts, windows, resets, padding, clips, bits.
- */
+/* The float path with the kernels of this CPU: windows, resets, padding, clips, bits. (Every set of kernels,
+ * and the golden vector: test_net_levels.c.) */
 #include "tests/unit/worker/nnet_cases.h"
 #include "worker/nnet/clip.h"
 
@@ -51,92 +51,6 @@ static void fixture_free(struct fixture *f)
     free(f->grad);
     free(f->other);
     model_fini(&f->model);
-}
-
-/* Rule: the golden vector in single precision. The weights and inputs alone are off by u, which the loss of 5
- * frames repeats; cancellation makes small tensors of the gradient worse in relation to themselves. */
-static void golden_vector_in_single_precision(void **state)
-{
-    (void)state;
-    struct model m = golden_model();
-    real *params = new_reals(m.params), *grad = new_reals(m.params);
-    golden_params(&m, params);
-    for (int portable = 0; portable < 2; portable++) {
-        struct window_data w = golden_window(0, GOLDEN_T);
-        struct net_options o = {.window = GOLDEN_T, .streams = 1, .trains = true, .portable = portable};
-        struct net *n = net_new(&m, &o);
-        near(run_window(n, params, &w, grad).loss, 5.710026962949716, NEAR);
-        near(norm_of(grad, m.params), 1.285520350761615, NEAR);
-        near(tensor_norm(&m, "layer0.w_x", 4, 4, grad), 0.004019505644668247, 5 * NEAR);
-        near(tensor_norm(&m, "layer0.p_f", 0, 4, grad), 0.0019890451917962708, 5 * NEAR);
-        near(tensor_norm(&m, "layer1.w_r", 0, 4, grad), 0.07543140202334045, 5 * NEAR);
-        near(tensor_norm(&m, "output.b", 0, 3, grad), 1.0487941688909383, NEAR);
-        net_clear_state(n);
-        w.reset[3] = 1;
-        near(run_window(n, params, &w, grad).loss, 5.829552280388579, NEAR);
-        near(norm_of(grad, m.params), 1.2296865113055664, NEAR);
-        net_free(&n);
-        window_free(&w);
-    }
-    free(params);
-    free(grad);
-    model_fini(&m);
-}
-
-/* Rule: the kernels of this CPU and the portable ones give the same loss and gradient within rounding. */
-static void vector_and_portable_kernels_agree(void **state)
-{
-    (void)state;
-    for (uint64_t seed = 1; seed <= 12; seed++) {
-        print_message("seed %u\n", (unsigned)seed);
-        struct fixture f;
-        fixture_init(&f, seed, 8, 3);
-        struct net_options o = {.window = 8, .streams = 3, .trains = true, .portable = true};
-        struct net *plain = net_new(&f.model, &o);
-        struct net_result a = run_window(f.net, f.params, &f.data, f.grad),
-                          b = run_window(plain, f.params, &f.data, f.other);
-        near(a.loss, b.loss, NEAR);
-        assert_true(a.frames == b.frames && a.correct == b.correct);
-        near_vector("gradient", f.grad, f.other, f.model.params, 5 * NEAR);
-        net_free(&plain);
-        fixture_free(&f);
-    }
-}
-
-static void copy_to_layout(const struct model *from, const real *v, const struct model *to, real *out)
-{
-    for (size_t i = 0; i < from->num_tensors; i++)
-        for (size_t r = 0; r < from->tensors[i].rows; r++)
-            for (size_t c = 0; c < from->tensors[i].cols; c++)
-                out[model_at(&to->tensors[i], r, c)] = v[model_at(&from->tensors[i], r, c)];
-}
-
-/* Rule: the order of floats inside any tensor is free: the same weights in other layouts give the same loss,
- * and the gradient in the layout of the weight. */
-static void layout_of_each_tensor_is_free(void **state)
-{
-    (void)state;
-    for (uint64_t seed = 20; seed < 32; seed++) {
-        print_message("seed %u\n", (unsigned)seed);
-        struct fixture f;
-        fixture_init(&f, seed, 6, 4);
-        struct model turned;
-        assert_int_equal(model_build(&f.model.spec, &turned), 0);
-        for (size_t i = 0; i < turned.num_tensors; i++)
-            turned.tensors[i].layout = seed % 2 || rng_below(&f.rng, 2) ? LAYOUT_COLUMNS : LAYOUT_ROWS;
-        real *params = new_reals(turned.params), *grad = new_reals(turned.params);
-        copy_to_layout(&f.model, f.params, &turned, params);
-        struct net *n = training_net(&turned, 6, 4);
-        near(run_window(n, params, &f.data, grad).loss, run_window(f.net, f.params, &f.data, f.grad).loss,
-             NEAR);
-        copy_to_layout(&turned, grad, &f.model, f.other);
-        near_vector("gradient", f.other, f.grad, f.model.params, 5 * NEAR);
-        net_free(&n);
-        model_fini(&turned);
-        free(params);
-        free(grad);
-        fixture_free(&f);
-    }
 }
 
 /* Rows of frames first.. of w. */
@@ -264,8 +178,9 @@ static void window_without_error_gives_zero(void **state)
     fixture_init(&f, 7, 5, 2);
     for (size_t i = 0; i < 10; i++) f.data.target[i] = -1;
     for (size_t i = 0; i < f.model.params; i++) f.grad[i] = NAN;
-    struct net_result r = run_window(f.net, f.params, &f.data, f.grad);
+    struct net_result r = run_window(f.net, f.params, &f.data, NULL);
     assert_true(r.loss == 0 && r.frames == 0 && r.correct == 0);
+    assert_true(net_backward(f.net, f.params, f.data.x, f.data.reset, f.grad) == 0);
     for (size_t i = 0; i < f.model.params; i++) assert_true(f.grad[i] == 0);
     fixture_free(&f);
 }
@@ -392,10 +307,11 @@ static void nan_weight_is_noticed(void **state)
         real kept = f.params[t->offset];
         f.params[t->offset] = NAN;
         net_clear_state(f.net);
-        double loss = run_window(f.net, f.params, &f.data, f.grad).loss;
+        double loss = run_window(f.net, f.params, &f.data, NULL).loss;
+        double squares = net_backward(f.net, f.params, f.data.x, f.data.reset, f.grad);
         /* a NaN peephole meets c = 0 at first: 0 x NaN is NaN all the same */
         assert_true(isnan(loss));
-        assert_false(isfinite(clip_norm(f.grad, f.model.params, 1, 1)));
+        assert_false(isfinite(clip_norm(f.grad, f.model.params, squares, 1)));
         f.params[t->offset] = kept;
     }
     fixture_free(&f);
@@ -428,35 +344,52 @@ static void between_is_called_for_every_frame_of_every_layer(void **state)
     fixture_free(&f);
 }
 
-/* Rule: clip_norm scales, reports the norm before the clip, clips to the limit, and leaves what is not
- * finite. */
-static void clip_norm_scales_and_clips(void **state)
+/* Rule: clip_norm reports the norm whose square it is given, clips to the limit if that is above it, and
+ * leaves what is not finite. */
+static void clip_norm_clips_to_the_limit(void **state)
 {
     (void)state;
     float v[21], w[21];
     for (size_t i = 0; i < 21; i++) v[i] = (float)i - 10;
     double norm = sqrt(770);
     memcpy(w, v, sizeof v);
-    near(clip_norm(w, 21, 1, 0), norm, 1e-15);
+    near(clip_norm(w, 21, 770, 0), norm, 1e-15);
+    near(clip_norm(w, 21, 770, norm), norm, 1e-15);
+    near(clip_norm(w, 21, 770, 100), norm, 1e-15);
+    assert_true(isinf(clip_norm(w, 21, INFINITY, 1)));
+    assert_true(isnan(clip_norm(w, 21, NAN, 1)));
     assert_memory_equal(w, v, sizeof v);
-    near(clip_norm(w, 21, 0.5, 100), norm / 2, 1e-15);
-    assert_true(w[0] == -5);
-    near(clip_norm(w, 21, 2, 3), norm, 1e-7);
+    near(clip_norm(w, 21, 770, 3), norm, 1e-15);
     near(norm_of(w, 21), 3, 1e-6);
-    memcpy(w, v, sizeof v);
-    w[7] = INFINITY;
-    assert_true(isinf(clip_norm(w, 21, 0.5, 1)) && w[0] == -10);
-    w[7] = NAN;
-    assert_true(isnan(clip_norm(w, 21, 0.5, 1)) && w[0] == -10);
-    assert_true(clip_norm(w, 0, 1, 1) == 0);
+    assert_true(w[10] == 0 && w[0] < 0 && w[0] == -w[20]);
+    assert_true(clip_norm(w, 0, 0, 1) == 0);
+}
+
+/* Rule: clip_squares is the sum of the squares in double, of any number of elements, and not finite if one of
+ * them is not; what is too large to be squared in float is not. */
+static void clip_squares_adds_up_in_double(void **state)
+{
+    (void)state;
+    float v[40] = {0};
+    for (size_t n = 0; n <= 40; n++) {
+        double want = 0;
+        for (size_t i = 0; i < n; i++) {
+            v[i] = (float)(i + 1) * (i % 2 ? 1e-30f : 1e25f);
+            want += (double)v[i] * (double)v[i];
+        }
+        near(clip_squares(v, n), want, 1e-14);
+        for (size_t i = 0; i < n; i++) {
+            float kept = v[i];
+            v[i] = i % 2 ? NAN : -INFINITY;
+            assert_false(isfinite(clip_squares(v, n)));
+            v[i] = kept;
+        }
+    }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_vector_in_single_precision),
-        cmocka_unit_test(vector_and_portable_kernels_agree),
-        cmocka_unit_test(layout_of_each_tensor_is_free),
         cmocka_unit_test(split_windows_equal_one),
         cmocka_unit_test(reset_in_mid_window_equals_separate_runs),
         cmocka_unit_test(padding_adds_nothing),
@@ -468,7 +401,8 @@ int main(void)
         cmocka_unit_test(cell_clip_can_be_overridden),
         cmocka_unit_test(nan_weight_is_noticed),
         cmocka_unit_test(between_is_called_for_every_frame_of_every_layer),
-        cmocka_unit_test(clip_norm_scales_and_clips),
+        cmocka_unit_test(clip_norm_clips_to_the_limit),
+        cmocka_unit_test(clip_squares_adds_up_in_double),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

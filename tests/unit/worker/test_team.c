@@ -1,5 +1,6 @@
 /* Threads of one worker: beside one net of all streams, and bit for bit beside themselves. */
 #include "tests/unit/worker/nnet_cases.h"
+#include "worker/nnet/clip.h"
 #include "worker/team.h"
 
 #include <pthread.h>
@@ -16,6 +17,7 @@ struct fixture {
     struct rng rng;
     size_t frames, all;
     float *params, *grad, *other;
+    double squares; /* that run_team got last */
 };
 
 static void fixture_init(struct fixture *f, uint64_t seed, size_t frames, size_t all)
@@ -52,11 +54,11 @@ static struct team *make_team(const struct fixture *f, int threads)
     return team_new(&f->model, &o);
 }
 
-static struct net_result run_team(struct team *t, const struct fixture *f, const struct window_data *w,
-                                  float *grad)
+static struct net_result run_team(struct team *t, struct fixture *f, const struct window_data *w, float *grad)
 {
     struct net_result out;
-    team_compute(t, f->params, &(struct team_window){w->x, w->reset, w->target}, grad, &out);
+    struct team_window window = {.x = w->x, .reset = w->reset, .target = w->target};
+    f->squares = team_compute(t, f->params, &window, grad, &out);
     return out;
 }
 
@@ -65,7 +67,7 @@ static void assert_bits(const struct fixture *f, const float *a, const float *b)
     assert_memory_equal(a, b, f->model.params * sizeof *a);
 }
 
-/* Rule: a team of one is a net: the same loss, gradient and state, bit for bit. */
+/* Rule: a team of one is a net: the same loss, gradient, sum of squares and state, bit for bit. */
 static void one_thread_is_one_net(void **state)
 {
     (void)state;
@@ -79,8 +81,9 @@ static void one_thread_is_one_net(void **state)
         assert_int_equal(team_state_size(t), size);
         for (int i = 0; i < 3; i++) {
             struct window_data w = next_window(&f);
-            struct net_result got = run_team(t, &f, &w, f.grad), want = run_window(n, f.params, &w, f.other);
+            struct net_result got = run_team(t, &f, &w, f.grad), want = run_window(n, f.params, &w, NULL);
             assert_true(got.loss == want.loss && got.frames == want.frames && got.correct == want.correct);
+            assert_true(f.squares == net_backward(n, f.params, w.x, w.reset, f.other));
             assert_bits(&f, f.grad, f.other);
             window_free(&w);
         }
@@ -95,7 +98,8 @@ static void one_thread_is_one_net(void **state)
     }
 }
 
-/* Rule: N members of S streams agree with one net of N*S streams, window after window, resets anywhere. */
+/* Rule: N members of S streams agree with one net of N*S streams, window after window, resets anywhere; what
+ * comes back is the sum of the squares of the summed gradient. */
 static void members_agree_with_one_net_of_all_streams(void **state)
 {
     (void)state;
@@ -114,6 +118,8 @@ static void members_agree_with_one_net_of_all_streams(void **state)
             assert_true(got.frames == want.frames && got.correct == want.correct);
             double d = distance(f.grad, f.other, f.model.params);
             if (!(d <= NEAR)) fail_msg("window %d: relative distance %.3g", i, d);
+            double squares = clip_squares(f.grad, f.model.params);
+            assert_true(fabs(f.squares - squares) <= 1e-12 * squares);
             window_free(&w);
         }
         net_free(&one);
@@ -167,6 +173,8 @@ static void a_member_without_error_adds_nothing(void **state)
         struct net_result got = run_team(t, &f, &w, f.grad), want = run_window(one, f.params, &w, f.other);
         assert_int_equal(got.frames, want.frames);
         assert_true(distance(f.grad, f.other, f.model.params) <= NEAR);
+        double squares = clip_squares(f.grad, f.model.params);
+        assert_true(fabs(f.squares - squares) <= 1e-12 * squares);
         window_free(&w);
         net_free(&one);
         team_free(&t);
@@ -174,7 +182,9 @@ static void a_member_without_error_adds_nothing(void **state)
     }
 }
 
-/* Rule: a window without any error leaves the gradient as it is, and moves the state on all the same. */
+/* Rule: a window without any error leaves the gradient as it is, returns 0, and moves the state on all the
+ * same.
+ */
 static void a_window_without_error_moves_the_state_alone(void **state)
 {
     (void)state;
@@ -186,7 +196,7 @@ static void a_window_without_error_moves_the_state_alone(void **state)
     memset(w.reset, 0, 20);
     for (size_t i = 0; i < f.model.params; i++) f.grad[i] = f.other[i] = (float)i;
     struct net_result r = run_team(t, &f, &w, f.grad);
-    assert_true(r.loss == 0 && r.frames == 0 && r.correct == 0);
+    assert_true(r.loss == 0 && r.frames == 0 && r.correct == 0 && f.squares == 0);
     assert_bits(&f, f.grad, f.other);
     float *after = new_reals(team_state_size(t));
     team_get_state(t, after);
@@ -239,6 +249,58 @@ static void state_travels_and_is_cleared(void **state)
     fixture_free(&f);
 }
 
+/* Rule: every member's gradient is scaled: by a power of two, all of it is, bit for bit. */
+static void the_gradient_is_scaled(void **state)
+{
+    (void)state;
+    for (int threads = 1; threads <= 3; threads++) {
+        struct fixture f;
+        fixture_init(&f, 80, 5, 6);
+        struct team_options o = {
+            .threads = threads,
+            .net = {.window = 5, .streams = 6 / threads, .trains = true, .scale = 0.0625f}};
+        struct team *t = make_team(&f, threads), *scaled = team_new(&f.model, &o);
+        struct window_data w = next_window(&f);
+        run_team(t, &f, &w, f.grad);
+        double squares = f.squares;
+        run_team(scaled, &f, &w, f.other);
+        assert_true(squares > 0 && f.squares == squares / 256);
+        for (size_t i = 0; i < f.model.params; i++) assert_true(f.other[i] == f.grad[i] / 16);
+        window_free(&w);
+        team_free(&t);
+        team_free(&scaled);
+        fixture_free(&f);
+    }
+}
+
+/* Rule: a team that is told which weights stayed computes the same bits as one that is not; also if the first
+ * window with them carried no error. */
+static void weights_that_stay_need_no_word(void **state)
+{
+    (void)state;
+    for (int threads = 1; threads <= 3; threads++) {
+        struct fixture f;
+        fixture_init(&f, 90, 5, 6);
+        struct team *careful = make_team(&f, threads), *told = make_team(&f, threads);
+        for (int i = 0; i < 9; i++) {
+            struct window_data w = next_window(&f);
+            struct net_result r;
+            if (i % 3 == 0) random_params(&f.model, &f.rng, 0.8, f.params);
+            if (i == 3) silence(&w, 0, 6);
+            double loss = run_team(careful, &f, &w, f.grad).loss;
+            double squares = team_compute(
+                told, f.params, &(struct team_window){w.x, w.reset, w.target, .same_weights = i % 3 != 0},
+                f.other, &r);
+            assert_true(r.loss == loss && squares == f.squares);
+            assert_bits(&f, f.grad, f.other);
+            window_free(&w);
+        }
+        team_free(&careful);
+        team_free(&told);
+        fixture_free(&f);
+    }
+}
+
 struct calls {
     pthread_t caller;
     size_t count, elsewhere;
@@ -288,6 +350,8 @@ int main(void)
         cmocka_unit_test(a_member_without_error_adds_nothing),
         cmocka_unit_test(a_window_without_error_moves_the_state_alone),
         cmocka_unit_test(state_travels_and_is_cleared),
+        cmocka_unit_test(the_gradient_is_scaled),
+        cmocka_unit_test(weights_that_stay_need_no_word),
         cmocka_unit_test(between_is_called_by_the_caller_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

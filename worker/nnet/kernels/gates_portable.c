@@ -52,16 +52,20 @@ static void cell_backward(const struct cell *k, real *z, const real *c_prev, con
     }
 }
 
-static double softmax_forward(size_t n, real *z, const real *b, real *max)
+static real largest(size_t n, const real *z)
 {
     real top = -(real)INFINITY;
-    for (size_t k = 0; k < n; k++) {
-        z[k] += b[k];
-        if (z[k] > top) top = z[k]; /* a NaN is passed over here and makes the sum NaN */
-    }
+    for (size_t k = 0; k < n; k++)
+        if (z[k] > top) top = z[k];
+    return top;
+}
+
+static double softmax_forward(size_t n, real *z, const real *b, real *max)
+{
+    for (size_t k = 0; k < n; k++) z[k] += b[k];
+    *max = largest(n, z);
     double sum = 0;
-    for (size_t k = 0; k < n; k++) sum += (double)REAL_EXP(z[k] - top);
-    *max = top;
+    for (size_t k = 0; k < n; k++) sum += (double)REAL_EXP(z[k] - *max);
     return sum;
 }
 
@@ -70,10 +74,9 @@ static void softmax_scale(size_t n, real *z, real max, real factor)
     for (size_t k = 0; k < n; k++) z[k] = REAL_EXP(z[k] - max) * factor;
 }
 
-static void add_rows(size_t rows, size_t cols, const real *a, size_t ld, real *out)
+static void softmax_log(size_t n, real *z, real max, real log_sum)
 {
-    for (size_t r = 0; r < rows; r++)
-        for (size_t k = 0; k < cols; k++) out[k] += a[r * ld + k];
+    for (size_t k = 0; k < n; k++) z[k] = (z[k] - max) - log_sum;
 }
 
 const struct gates gates_portable = {
@@ -82,5 +85,7 @@ const struct gates gates_portable = {
     .cell_backward = cell_backward,
     .softmax_forward = softmax_forward,
     .softmax_scale = softmax_scale,
-    .add_rows = add_rows,
+    .softmax_log = softmax_log,
+    .largest = largest,
+    .log = log,
 };
