@@ -3,7 +3,7 @@
 #ifndef BENCH_ANCHORS_H
 #define BENCH_ANCHORS_H
 
-#include "tests/bench/exchange/process.h"
+#include "tests/bench/process.h"
 
 #include <stddef.h>
 

@@ -6,7 +6,7 @@
 
 #include "common/blocks.h"
 #include "common/element.h"
-#include "tests/bench/exchange/process.h"
+#include "tests/bench/process.h"
 
 #define CLUSTER_FLOATS  13000000
 #define CLUSTER_SERVERS 2 /* at most */

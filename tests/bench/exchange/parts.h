@@ -2,7 +2,7 @@
 #ifndef BENCH_PARTS_H
 #define BENCH_PARTS_H
 
-#include "tests/bench/exchange/figures.h"
+#include "tests/bench/figures.h"
 
 #include <stdbool.h>
 

@@ -2,8 +2,8 @@
 #ifndef BENCH_FIGURES_H
 #define BENCH_FIGURES_H
 
-#define FIGURES_MAX    160
-#define FIGURES_VALUES 16
+#define FIGURES_MAX    320
+#define FIGURES_VALUES 32
 
 struct figure {
     char name[64];

@@ -1,4 +1,4 @@
-#include "tests/bench/exchange/figures.h"
+#include "tests/bench/figures.h"
 
 #include "common/err.h"
 #include "common/files.h"

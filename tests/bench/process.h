@@ -13,17 +13,18 @@ enum order_type { ORDER_LOOK, ORDER_RUN, ORDER_STOP };
 
 struct order {
     enum order_type type;
-    int what;          /* which of the things that the process can do */
-    uint32_t count;    /* so many times; of a crowd: each worker's exchanges, 0: until seconds are over */
-    double seconds;    /* of a crowd */
+    int what;       /* which of the things that the process can do */
+    uint32_t count; /* so many times; of a crowd: each worker's exchanges; 0: until seconds are over */
+    double seconds;
     uint32_t sleep_ms; /* of a crowd: in the place of computing */
 };
 
 struct report {
     char endpoint[MSG_MAX_ENDPOINT]; /* the first report of a server */
     uint64_t begin_ns, end_ns;       /* of a RUN, on the clock that all processes share */
-    uint64_t count;                  /* exchanges */
+    uint64_t count;                  /* of what was done: exchanges, frames */
     double p50_us;                   /* of one exchange */
+    double busy;                     /* of a RUN: the share of its time that it had a CPU */
     uint64_t bytes, resent;          /* a crowd, since it began: payload both ways, blocks */
     uint64_t applied, low, high;     /* a server, since it began: blocks; smallest and largest version */
     uint32_t stale50, stale95;
