@@ -22,7 +22,13 @@ size_t blocks_offset(const struct blocks *b, uint32_t block)
 
 uint32_t blocks_floats(const struct blocks *b, uint32_t block)
 {
-    return (uint32_t)(blocks_offset(b, block + 1) - blocks_offset(b, block));
+    return (uint32_t)blocks_span(b, block, block + 1);
+}
+
+size_t blocks_span(const struct blocks *b, uint32_t from, uint32_t to)
+{
+    ASSERT(from <= to);
+    return blocks_offset(b, to) - blocks_offset(b, from);
 }
 
 static uint32_t shard_begin(const struct blocks *b, uint32_t n, uint32_t k)

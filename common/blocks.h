@@ -20,6 +20,9 @@ void blocks_cut(size_t params, struct blocks *out);
 /* First float of a block (block == count gives P), and its floats. */
 size_t blocks_offset(const struct blocks *b, uint32_t block);
 uint32_t blocks_floats(const struct blocks *b, uint32_t block);
+/* Floats of blocks [from, to), from <= to <= count: also the place of block `to` in a vector that begins with
+ * block `from`, as that of a shard does. */
+size_t blocks_span(const struct blocks *b, uint32_t from, uint32_t to);
 /* Shard k of n owns blocks [first, first + count), count may be 0 if n > blocks; 1 <= n, k < n. */
 void blocks_of_shard(const struct blocks *b, uint32_t n, uint32_t k, uint32_t *first, uint32_t *count);
 uint32_t blocks_owner(const struct blocks *b, uint32_t n, uint32_t block);

@@ -14,7 +14,7 @@
 
 size_t shard_state_floats(const struct shard_state *s)
 {
-    return blocks_offset(&s->blocks, s->first + s->count) - blocks_offset(&s->blocks, s->first);
+    return blocks_span(&s->blocks, s->first, s->first + s->count);
 }
 
 struct shard_state *shard_state_new(const struct blocks *b, uint32_t first, uint32_t count, uint32_t members,
@@ -218,7 +218,7 @@ static int check_tensors(struct shard_file *s, const char *path, const struct fa
 {
     struct blocks b;
     blocks_cut(f->model.params, &b);
-    uint64_t floats = blocks_offset(&b, s->first + s->count) - blocks_offset(&b, s->first);
+    uint64_t floats = blocks_span(&b, s->first, s->first + s->count);
     const struct safetensor *members = safetensors_find(s->file, "members");
     if (!members || members->type != TENSOR_U64 || members->dims != 1 || members->shape[0] > UINT32_MAX)
         return err_set(ERR_DATA, "%s has no list of members", path);
@@ -290,12 +290,11 @@ int shard_file_copy(const struct shard_file *s, struct shard_state *into)
     uint32_t from = s->first > into->first ? s->first : into->first;
     uint32_t end = s->first + s->count, other = into->first + into->count, to = end < other ? end : other;
     if (from >= to) return 0;
-    size_t begin = blocks_offset(b, from), floats = blocks_offset(b, to) - begin;
-    size_t source = (begin - blocks_offset(b, s->first)) * sizeof(float);
-    size_t target = begin - blocks_offset(b, into->first);
+    size_t source = blocks_span(b, s->first, from) * sizeof(float);
+    size_t target = blocks_span(b, into->first, from);
     uint64_t skip = (uint64_t)(from - s->first) * 8;
     size_t n = (size_t)(to - from) * 8, at = from - into->first;
-    size_t bytes = floats * sizeof(float);
+    size_t bytes = blocks_span(b, from, to) * sizeof(float);
     int rc = safetensors_read(s->file, s->weights, source, bytes, into->weights + target);
     for (int k = 0; rc == 0 && k < SHARD_SLOTS; k++)
         if (s->slot[k]) rc = safetensors_read(s->file, s->slot[k], source, bytes, into->slot[k] + target);

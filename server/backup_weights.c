@@ -39,7 +39,7 @@ static struct backup_copy *find(const struct backup_weights *w, uint64_t member)
 /* First float of a block in a copy. */
 static size_t offset_of(const struct backup_weights *w, uint32_t block)
 {
-    return blocks_offset(&w->blocks, w->first + block) - blocks_offset(&w->blocks, w->first);
+    return blocks_span(&w->blocks, w->first, w->first + block);
 }
 
 static struct backup_copy *add(struct backup_weights *w, uint64_t member)

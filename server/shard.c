@@ -55,8 +55,7 @@ uint32_t shard_floats(const struct shard *s, uint32_t local)
 
 static size_t offset_of(const struct shard *s, uint32_t local)
 {
-    const struct blocks *b = &s->state->blocks;
-    return blocks_offset(b, s->state->first + local) - blocks_offset(b, s->state->first);
+    return blocks_span(&s->state->blocks, s->state->first, s->state->first + local);
 }
 
 float *shard_weights(const struct shard *s, uint32_t local)

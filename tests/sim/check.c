@@ -31,7 +31,7 @@ void check_shard(struct sim *s, struct proc *p)
     const struct oracle *o = server_oracle(p);
     for (uint32_t b = 0; st && b < st->count; b++) {
         const struct oracle_list *l = &o->lists[b];
-        size_t at = blocks_offset(&st->blocks, st->first + b) - blocks_offset(&st->blocks, st->first);
+        size_t at = blocks_span(&st->blocks, st->first, st->first + b);
         if (st->version[b] != l->updates || st->frames[b] != l->frames)
             sim_broken(s,
                        "a version is the number of updates: block %u of shard %u has version %lu, %lu frames "

@@ -43,6 +43,7 @@ static void check_cut(const struct blocks *b)
         sum += blocks_floats(b, i);
     }
     assert_int_equal(sum, b->params);
+    assert_int_equal(blocks_span(b, 0, b->count), b->params);
     assert_int_equal(blocks_offset(b, b->count), b->params);
 }
 
@@ -55,7 +56,13 @@ static void check_shards(const struct blocks *b, uint32_t n)
         blocks_of_shard(b, n, k, &first, &count);
         assert_int_equal(first, next);
         assert_in_range(count, b->count / n, b->count / n + 1);
-        for (uint32_t i = first; i < first + count; i++) assert_int_equal(blocks_owner(b, n, i), k);
+        size_t sum = 0;
+        for (uint32_t i = first; i < first + count; i++) {
+            assert_int_equal(blocks_owner(b, n, i), k);
+            assert_int_equal(blocks_span(b, first, i), sum);
+            sum += blocks_floats(b, i);
+        }
+        assert_int_equal(blocks_span(b, first, first + count), sum);
         next += count;
     }
     assert_int_equal(next, b->count);
