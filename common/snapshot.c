@@ -88,12 +88,12 @@ void shard_state_free(struct shard_state **s)
 
 char *snapshot_set_dir(const char *run, uint32_t set)
 {
-    return xprintf("%s/" SNAPSHOT_SETS "/set-%06u", run, set);
+    return xprintf("%s/" SNAPSHOT_SETS "/" SNAPSHOT_SET, run, set);
 }
 
 char *snapshot_set_file(const char *run, uint32_t set, const char *name)
 {
-    return xprintf("%s/" SNAPSHOT_SETS "/set-%06u/%s", run, set, name);
+    return xprintf("%s/" SNAPSHOT_SETS "/" SNAPSHOT_SET "/%s", run, set, name);
 }
 
 void snapshot_shard_name(uint32_t shard, uint32_t shards, char out[64])

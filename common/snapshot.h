@@ -78,6 +78,12 @@ struct snapshot_file {
 int snapshot_write_shard(const char *run, uint32_t set, uint32_t shard, uint32_t shards,
                          const struct facts *f, const struct shard_state *s, struct snapshot_file *out);
 /* --- sets */
+/* RUN/checkpoints/set-NNNNNN, owned by the caller. */
+char *snapshot_set_dir(const char *run, uint32_t set);
+/* Numbers of all sets, complete or not, newest first; owned by the caller. Where the folder of the sets is
+ * there but cannot be listed: NULL, count 0, and err_text says why. */
+uint32_t *snapshot_list_sets(const char *run, size_t *count);
+
 struct manifest {
     uint32_t set, epoch; /* epochs ended */
     double done;         /* part of the job done, 0..1 */

@@ -5,9 +5,11 @@
 #include "common/safetensors.h"
 #include "common/snapshot.h"
 
+#include <inttypes.h>
 #include <jansson.h>
 
 #define SNAPSHOT_SETS "checkpoints"
+#define SNAPSHOT_SET  "set-%06" PRIu32
 
 /* --- facts.c */
 #define FACTS_PAIRS 10
@@ -32,8 +34,7 @@ bool facts_get_number(const json_t *object, const char *key, uint64_t max, uint6
 bool facts_get_u32(const json_t *object, const char *key, uint32_t *out);
 
 /* --- snapshot.c */
-/* RUN/checkpoints/set-NNNNNN, RUN/checkpoints/set-NNNNNN/name; owned by the caller. */
-char *snapshot_set_dir(const char *run, uint32_t set);
+/* RUN/checkpoints/set-NNNNNN/name, owned by the caller. */
 char *snapshot_set_file(const char *run, uint32_t set, const char *name);
 void snapshot_shard_name(uint32_t shard, uint32_t shards, char out[64]);
 
@@ -52,9 +53,5 @@ int shard_file_open(const char *path, const struct facts *f, struct shard_file *
 void shard_file_close(struct shard_file *s);
 /* Copies the blocks that both have into the state, whose members and slots contain those of the file. */
 int shard_file_copy(const struct shard_file *s, struct shard_state *into);
-
-/* --- snapshot_set.c */
-/* Numbers of all sets, complete or not, newest first; owned by the caller. */
-uint32_t *snapshot_list_sets(const char *run, size_t *count);
 
 #endif

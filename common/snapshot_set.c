@@ -197,18 +197,23 @@ static int falling(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-uint32_t *snapshot_list_sets(const char *run, size_t *count)
+/* "set-000007" is a set, "set-7" and "set-000007x" are something else. */
+static bool parse_name(const char *name, uint32_t *set)
 {
-    char *path = files_join(run, SNAPSHOT_SETS);
-    DIR *dir = opendir(path);
-    struct dirent *entry;
+    char whole[32];
+    uint64_t number;
+    if (sscanf(name, "set-%10" SCNu64, &number) != 1 || number > UINT32_MAX) return false;
+    *set = (uint32_t)number;
+    snprintf(whole, sizeof whole, SNAPSHOT_SET, *set);
+    return strcmp(name, whole) == 0;
+}
+
+static uint32_t *read_names(DIR *dir, size_t *count)
+{
     size_t n = 0, room = 64;
-    uint32_t *sets = xcalloc(room, sizeof *sets);
-    while (dir && (entry = readdir(dir))) {
-        const char *digits = entry->d_name + 4;
-        if (strncmp(entry->d_name, "set-", 4) != 0 || !*digits || strlen(digits) > 10 ||
-            strspn(digits, "0123456789") != strlen(digits) || strtoull(digits, NULL, 10) > UINT32_MAX)
-            continue;
+    uint32_t set, *sets = xcalloc(room, sizeof *sets);
+    for (struct dirent *entry; (entry = readdir(dir));) {
+        if (!parse_name(entry->d_name, &set)) continue;
         if (n == room) {
             uint32_t *more = xcalloc(room * 2, sizeof *more);
             memcpy(more, sets, n * sizeof *sets);
@@ -216,12 +221,27 @@ uint32_t *snapshot_list_sets(const char *run, size_t *count)
             sets = more;
             room *= 2;
         }
-        sets[n++] = (uint32_t)strtoull(digits, NULL, 10);
+        sets[n++] = set;
     }
-    if (dir) closedir(dir);
-    free(path);
-    qsort(sets, n, sizeof *sets, falling);
     *count = n;
+    return sets;
+}
+
+uint32_t *snapshot_list_sets(const char *run, size_t *count)
+{
+    char *path = files_join(run, SNAPSHOT_SETS);
+    DIR *dir = opendir(path);
+    uint32_t *sets = NULL;
+    *count = 0;
+    if (dir) {
+        sets = read_names(dir, count);
+        closedir(dir);
+        qsort(sets, *count, sizeof *sets, falling);
+    } else if (errno == ENOENT)
+        sets = xcalloc(1, sizeof *sets);
+    else
+        err_set(ERR_STORAGE, "cannot list %s: %s", path, strerror(errno));
+    free(path);
     return sets;
 }
 

@@ -4,9 +4,9 @@
  * The manifest is written last: a set without one was never finished. */
 #include "common/err.h"
 #include "common/files.h"
+#include "common/snapshot.h"
 #include "deploy/run.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -31,20 +31,6 @@ static int print_help(void)
 }
 
 /* ------------------------------------------------------------------ the sets of a run */
-
-static int is_set(const struct dirent *entry)
-{
-    const char *digits = entry->d_name + 4;
-    return strncmp(entry->d_name, "set-", 4) == 0 && *digits &&
-           strspn(digits, "0123456789") == strlen(digits);
-}
-
-/* set-999999 before set-1000000 */
-static int by_number(const struct dirent **a, const struct dirent **b)
-{
-    unsigned long long x = strtoull((*a)->d_name + 4, NULL, 10), y = strtoull((*b)->d_name + 4, NULL, 10);
-    return (x > y) - (x < y);
-}
 
 /* 0 and *out (owned), ERR_AGAIN if the set is incomplete, ERR_STORAGE if the manifest is damaged. */
 static int read_manifest(const char *set, json_t **out)
@@ -71,24 +57,16 @@ static int read_manifest(const char *set, json_t **out)
  * sets. */
 static int each_set(const char *run, int (*visit)(const char *path, const char *name), size_t *bad)
 {
-    struct dirent **entries;
-    char *dir = files_join(run, "checkpoints");
-    int n = scandir(dir, &entries, is_set, by_number);
-    if (n < 0 && errno != ENOENT)
-        n = err_set(ERR_STORAGE, "cannot list %s: %s", dir, strerror(errno));
-    else if (n < 0)
-        n = 0;
-    else {
-        for (int i = 0; i < n; i++) {
-            char *path = files_join(dir, entries[i]->d_name);
-            if (visit(path, entries[i]->d_name) < 0) ++*bad;
-            free(path);
-            free(entries[i]);
-        }
-        free(entries);
+    size_t n;
+    uint32_t *sets = snapshot_list_sets(run, &n);
+    if (!sets) return ERR_STORAGE;
+    for (size_t i = n; i-- > 0;) {
+        char *path = snapshot_set_dir(run, sets[i]);
+        if (visit(path, strrchr(path, '/') + 1) < 0) ++*bad;
+        free(path);
     }
-    free(dir);
-    return n;
+    free(sets);
+    return (int)n;
 }
 
 /* ------------------------------------------------------------------ ls */

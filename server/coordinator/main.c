@@ -15,7 +15,6 @@
 #include "server/outbox.h"
 #include "server/pace.h"
 
-#include <dirent.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -275,14 +274,12 @@ static int apply_counters(void *ctx, const char *row)
 /* Numbers of sets are never used again, even where the journal is lost. */
 static int skip_used_sets(struct lead *l)
 {
-    char *dir = files_join(l->run, "checkpoints"), row[96];
-    unsigned set, newest = 0;
-    DIR *d = opendir(dir);
-    for (struct dirent *e; d && (e = readdir(d));)
-        if (sscanf(e->d_name, "set-%u", &set) == 1 && set < UINT32_MAX / 4 && set > newest) newest = set;
-    if (d) closedir(d);
-    free(dir);
-    snprintf(row, sizeof row, "{\"row\":\"job\",\"next_set\":%u}", newest + 1);
+    char row[96];
+    size_t n, i = 0;
+    uint32_t *sets = snapshot_list_sets(l->run, &n);
+    while (i < n && sets[i] >= UINT32_MAX / 4) i++; /* not one of ours: room is left above it */
+    snprintf(row, sizeof row, "{\"row\":\"job\",\"next_set\":%u}", i < n ? sets[i] + 1 : 1);
+    free(sets);
     return coordinate_apply_counters(l->core, row);
 }
 

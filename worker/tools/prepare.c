@@ -10,7 +10,6 @@
 #include "worker/data/corpus.h"
 #include "worker/data/feats.h"
 
-#include <dirent.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -257,7 +256,7 @@ static int make_ready(struct prepare *p)
         tell(p);
         return 0;
     }
-    char *why = xstrdup(err_text()), *set = files_join(p->run, "checkpoints/set-000000");
+    char *why = xstrdup(err_text()), *set = snapshot_set_dir(p->run, 0);
     files_remove_tree(set);
     err_set(rc, "%s", why);
     free(set);
@@ -324,14 +323,12 @@ static int compare(struct prepare *p, const struct facts *then)
 /* A set beyond set 0, whole or not, or a journal: then there is work to lose. */
 static bool has_begun(const char *run)
 {
-    char *journal = files_join(run, "journal"), *sets = files_join(run, "checkpoints");
-    bool begun = files_exists(journal);
-    DIR *dir = opendir(sets);
-    for (struct dirent *e; dir && !begun && (e = readdir(dir));)
-        begun = strncmp(e->d_name, "set-", 4) == 0 && strtoul(e->d_name + 4, NULL, 10) > 0;
-    if (dir) closedir(dir);
-    free(journal);
+    char *journal = files_join(run, "journal");
+    size_t n;
+    uint32_t *sets = snapshot_list_sets(run, &n);
+    bool begun = files_exists(journal) || (n > 0 && sets[0] > 0);
     free(sets);
+    free(journal);
     return begun;
 }
 

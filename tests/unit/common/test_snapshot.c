@@ -262,6 +262,34 @@ static bool has_set(uint32_t set)
     return has;
 }
 
+/* whole or not, newest first; other names are nobody's business */
+static void sets_are_listed_by_their_names(void **state)
+{
+    (void)state;
+    static const uint32_t expected[] = {UINT32_MAX, 1000000, 999999, 10, 2};
+    static const char *const others[] = {"set-7",  "set-0000008", "set-000009.old", "set-", "set--00003",
+                                         "set- 5", "set-+00006",  "set-4294967296", "notes"};
+    size_t n;
+    uint32_t *sets = snapshot_list_sets(run, &n);
+    assert_non_null(sets); /* no folder yet: none, which is no error */
+    assert_int_equal(n, 0);
+    free(sets);
+    for (size_t i = 5; i-- > 0;) {
+        char *dir = snapshot_set_dir(run, expected[i]);
+        assert_int_equal(files_make_dirs(dir), 0);
+        free(dir);
+    }
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        char *dir = xprintf("%s/checkpoints/%s", run, others[i]);
+        assert_int_equal(files_make_dirs(dir), 0);
+        free(dir);
+    }
+    sets = snapshot_list_sets(run, &n);
+    assert_int_equal(n, 5);
+    assert_memory_equal(sets, expected, sizeof expected);
+    free(sets);
+}
+
 static void pruning_keeps_the_newest_complete_sets(void **state)
 {
     (void)state;
@@ -319,6 +347,10 @@ static void a_place_that_takes_no_files_is_an_error(void **state)
     assert_int_equal(files_write_atomic(path, "a file", 6), 0);
     assert_int_equal(snapshot_write_shard(run, 1, 0, 1, &facts, whole, &file), ERR_STORAGE);
     assert_int_equal(snapshot_write_capsule(run, 1, 0, "c", 1, &file), ERR_STORAGE);
+    size_t n = 1;
+    assert_null(snapshot_list_sets(run, &n));
+    assert_int_equal(n, 0);
+    assert_non_null(strstr(err_text(), "cannot list"));
     free(path);
 }
 
@@ -337,6 +369,7 @@ int main(void)
         RULE(an_exported_model_loads_to_the_same_vector),
         RULE(a_run_without_anything_says_so),
         RULE(a_fallen_server_takes_its_newest_whole_file),
+        RULE(sets_are_listed_by_their_names),
         RULE(pruning_keeps_the_newest_complete_sets),
         RULE(a_full_disk_keeps_the_old_file),
         RULE(a_place_that_takes_no_files_is_an_error),
