@@ -5,6 +5,7 @@
 #include "common/files.h"
 #include "common/log.h"
 #include "server/checkpoint.h"
+#include "server/copies.h"
 #include "server/outbox.h"
 
 #include <fcntl.h>
@@ -19,14 +20,7 @@
 #define SECOND       NS_PER_S
 #define SILENCE_NS   (60 * SECOND)
 #define TERM_WAIT_NS (10 * SECOND)
-#define MAX_COPIES   8 /* of the shard in memory; evaluations that lag further behind lose theirs */
 #define MAX_ROSTER   65536
-
-struct copy {
-    uint32_t set;
-    struct shard_state *state; /* owned */
-    bool is_kept;              /* the shard answers READs from it */
-};
 
 struct serve {
     const struct serve_options *o;
@@ -35,8 +29,7 @@ struct serve {
     struct shard *shard;
     struct checkpoint *checkpoint;
     struct outbox *outbox;
-    struct copy copies[MAX_COPIES + 2]; /* + the one being written and the one that waits for it */
-    uint32_t num_copies;
+    struct copies copies;
     uint32_t keep_set;
     struct msg_beat is;
     uint64_t oldest_member;
@@ -68,49 +61,10 @@ bool serve_was_asked_to_stop(void)
 
 /* ------------------------------------------------------------------ copies of the shard */
 
-static struct copy *find_copy(struct serve *s, uint32_t set)
+static bool is_being_written(void *ctx, const struct shard_state *state)
 {
-    for (uint32_t i = 0; i < s->num_copies; i++)
-        if (s->copies[i].set == set) return &s->copies[i];
-    return NULL;
-}
-
-/* The newest copy stays, as do those from keep_set on, if they are not too many. */
-static bool is_wanted(const struct serve *s, const struct copy *c)
-{
-    uint32_t newer = 0;
-    for (uint32_t i = 0; i < s->num_copies; i++) newer += s->copies[i].is_kept && s->copies[i].set > c->set;
-    if (newer == 0 || c->set == s->keep_set) return true;
-    return s->keep_set > 0 && c->set > s->keep_set && newer < MAX_COPIES - 2;
-}
-
-static void drop_copies(struct serve *s)
-{
-    for (uint32_t i = 0; i < s->num_copies; i++) {
-        struct copy *c = &s->copies[i];
-        if (!c->is_kept || is_wanted(s, c)) continue;
-        shard_keep(s->shard, c->set, NULL);
-        c->is_kept = false;
-    }
-    for (uint32_t i = 0; i < s->num_copies;) {
-        struct copy *c = &s->copies[i];
-        if (c->is_kept || checkpoint_uses(s->checkpoint, c->state)) {
-            i++;
-            continue;
-        }
-        shard_state_free(&c->state);
-        *c = s->copies[--s->num_copies];
-    }
-}
-
-static struct shard_state *copy_shard(struct serve *s, uint32_t set)
-{
-    ASSERT(s->num_copies < MAX_COPIES + 2);
-    struct copy *c = &s->copies[s->num_copies++];
-    *c = (struct copy){.set = set, .state = shard_copy(s->shard), .is_kept = true};
-    shard_keep(s->shard, set, c->state);
-    drop_copies(s);
-    return find_copy(s, set)->state;
+    struct serve *s = ctx;
+    return checkpoint_uses(s->checkpoint, state);
 }
 
 static void collect_written(struct serve *s)
@@ -120,14 +74,14 @@ static void collect_written(struct serve *s)
     if (r.rc < 0)
         s->is.failed_set = r.set;
     else {
-        struct copy *c = find_copy(s, r.set);
-        ASSERT(c);
-        shard_stable(s->shard, c->state);
+        const struct shard_state *copy = copies_find(&s->copies, r.set);
+        ASSERT(copy);
+        shard_stable(s->shard, copy);
         s->is.written = r.set;
         s->is.file_bytes = r.file.bytes;
         s->is.file_hash = r.file.hash;
     }
-    drop_copies(s);
+    copies_drop(&s->copies, s->keep_set);
 }
 
 /* ------------------------------------------------------------------ orders */
@@ -172,10 +126,10 @@ static int obey(struct serve *s, uint64_t now, const struct msg_order *o, struct
         shard_oldest_member(s->shard, now, s->oldest_member = o->oldest_member);
     s->keep_set = o->keep_set;
     if (o->set > s->is.copied) {
-        checkpoint_write(s->checkpoint, o->set, copy_shard(s, o->set));
+        checkpoint_write(s->checkpoint, o->set, copies_add(&s->copies, o->set));
         s->is.copied = o->set;
     }
-    drop_copies(s);
+    copies_drop(&s->copies, s->keep_set);
     return ERR_AGAIN;
 }
 
@@ -331,7 +285,8 @@ int serve_run(const struct serve_options *o, struct wire *w, struct link *l, str
     s.shard = shard_new(&o->shard, &io, state);
     s.lines = open_lines(o);
     s.is.copied = s.is.written = o->set;
-    if (o->is_whole && o->set > 0) copy_shard(&s, o->set);
+    s.copies = (struct copies){.shard = s.shard, .in_use = is_being_written, .ctx = &s};
+    if (o->is_whole && o->set > 0) copies_add(&s.copies, o->set);
     wire_watch(w, checkpoint_fd(s.checkpoint));
     rc = serve_loop(&s);
     write_staleness(&s);
@@ -341,7 +296,7 @@ int serve_run(const struct serve_options *o, struct wire *w, struct link *l, str
     checkpoint_free(&s.checkpoint);
     shard_free(&s.shard);
     outbox_free(&s.outbox);
-    for (uint32_t i = 0; i < s.num_copies; i++) shard_state_free(&s.copies[i].state);
+    copies_fini(&s.copies);
     if (s.lines >= 0) close(s.lines);
     return rc;
 }

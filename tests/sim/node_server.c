@@ -7,7 +7,6 @@
 #include <string.h>
 
 #define BEAT_NS NS_PER_S
-#define KEPT    16
 #define MEMBERS 512
 
 struct sim_server {
@@ -27,11 +26,7 @@ struct sim_server {
     uint64_t file_hash;
     uint64_t next_join, next_beat;
     uint64_t disk_free; /* writes go one after the other */
-    struct {
-        uint32_t set;
-        struct shard_state *copy; /* owned */
-    } kept[KEPT];
-    uint32_t num_kept;
+    struct copies copies;
 };
 
 const struct oracle *server_oracle(const struct proc *p)
@@ -142,6 +137,7 @@ static void make_shard(struct sim_server *v, const struct msg_joined *j)
     v->copied = v->written = v->set;
     uint32_t first = v->loaded->first, count = v->loaded->count;
     v->shard = shard_new(&o, &io, &v->loaded);
+    v->copies.shard = v->shard;
     v->watch = watch_new(s, v->p, first, count);
     check_restored(s, v->p);
 }
@@ -211,19 +207,11 @@ static void joined(struct sim_server *v, const struct msg_joined *j)
 static void take_copy(struct sim_server *v, uint32_t set)
 {
     struct sim *s = v->s;
-    struct shard_state *copy = shard_copy(v->shard);
     struct sim_file *f = xcalloc(1, sizeof *f);
     *f = (struct sim_file){set, v->p->slot, shard_copy(v->shard), oracle_copy(v->oracle)};
     v->copied = set;
     if (s->plant == PLANT_STABLE_EARLY) shard_stable(v->shard, f->state);
-    if (v->num_kept == KEPT) {
-        sim_broken(s, "copies of sets are let go: shard %u keeps more than %d", v->p->slot, KEPT);
-        shard_state_free(&copy);
-    } else {
-        v->kept[v->num_kept].set = set;
-        v->kept[v->num_kept++].copy = copy;
-        shard_keep(v->shard, set, copy);
-    }
+    copies_add(&v->copies, set);
     if (v->disk_free < s->now) v->disk_free = s->now;
     v->disk_free += sim_around(s, s->plan.write);
     world_push(
@@ -249,21 +237,6 @@ void server_written(struct sim *s, struct proc *p, struct event *e)
     v->file_hash = e->a * 31ull + p->slot;
     beat(v);
     world_wake(s, p, v->next_beat);
-}
-
-/* Copies below `oldest` may go, but not the newest. */
-static void let_go(struct sim_server *v, uint32_t oldest)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < v->num_kept; i++) {
-        if (v->kept[i].set >= v->copied || (oldest != 0 && v->kept[i].set >= oldest)) {
-            v->kept[n++] = v->kept[i];
-            continue;
-        }
-        shard_keep(v->shard, v->kept[i].set, NULL);
-        shard_state_free(&v->kept[i].copy);
-    }
-    v->num_kept = n;
 }
 
 static void take_roster(struct sim_server *v, uint32_t id, struct frame *payload)
@@ -299,7 +272,7 @@ static void obey(struct sim_server *v, const struct msg_order *o, struct frame *
         take_copy(v, o->set);
         v->next_beat = v->s->now;
     }
-    let_go(v, o->keep_set);
+    copies_drop(&v->copies, o->keep_set);
 }
 
 void server_describe(struct sim *s, const struct proc *p)
@@ -327,7 +300,7 @@ void server_stop(struct proc *p)
     shard_state_free(&v->loaded);
     oracle_free(&v->oracle);
     watch_free(&v->watch);
-    for (uint32_t i = 0; i < v->num_kept; i++) shard_state_free(&v->kept[i].copy);
+    copies_fini(&v->copies);
     free(v);
     p->server = NULL;
 }

@@ -225,9 +225,9 @@ static void report(struct sim_worker *w, const struct msg_lease *l, bool given_b
     member_report(w->member, w->s->now, &u);
 }
 
-static void drop_first(struct place *p)
+static void drop(struct place *p, uint32_t i)
 {
-    memmove(p->leases, p->leases + 1, --p->num_leases * sizeof *p->leases);
+    memmove(&p->leases[i], &p->leases[i + 1], (--p->num_leases - i) * sizeof *p->leases);
 }
 
 static void tell_progress(struct sim_worker *w)
@@ -254,12 +254,18 @@ static void give(struct sim_worker *w, const struct place *at)
     member_give_capsule(w->member, w->s->now, set, &copy, sizeof copy);
 }
 
-static void evaluate(struct sim_worker *w)
+/* An evaluation goes before the next window, as in worker/train_turn.c; false: there is none. */
+static bool evaluate(struct sim_worker *w)
 {
-    w->eval = w->place.leases[0];
-    drop_first(&w->place);
+    struct place *p = &w->place;
+    uint32_t i = 0;
+    while (i < p->num_leases && p->leases[i].kind != LEASE_EVAL) i++;
+    if (i == p->num_leases) return false;
+    w->eval = p->leases[i];
+    drop(p, i);
     exchange_read(w->exchange, w->s->now, w->eval.set, &w->eval_weights);
     w->state = EVALUATING;
+    return true;
 }
 
 /* In step rank 0 stands still by itself, and the others where it stops them: there they hand over what they
@@ -276,18 +282,12 @@ static bool idle(struct sim_worker *w)
     struct place *p = &w->place;
     struct msg_lease l;
     while (p->num_leases < QUEUE - MAX_LEASES && member_take(w->member, &l)) {
-        bool first = l.kind == LEASE_EVAL && p->windows_left == 0; /* evaluations go before */
-        if (first) memmove(p->leases + 1, p->leases, p->num_leases * sizeof l);
-        p->leases[first ? 0 : p->num_leases] = l;
-        p->num_leases++;
+        p->leases[p->num_leases++] = l;
         w->gave_set = 0; /* a capsule given before does not have it */
     }
     bool nothing = p->num_leases == 0;
     member_want(w->member, p->num_leases < 2);
-    if (p->num_leases > 0 && p->leases[0].kind == LEASE_EVAL) {
-        evaluate(w);
-        return true;
-    }
+    if (evaluate(w)) return true;
     bool stands = !follows(w) || w->s->plan.mode == MODE_BACKUP;
     if (member_hold(w->member) && stands) {
         give(w, p);
@@ -313,7 +313,7 @@ static void window_done(struct sim_worker *w)
     w->ended++;
     if (!w->pads && --p->windows_left == 0) {
         report(w, &p->leases[0], false);
-        drop_first(p);
+        drop(p, 0);
     }
     w->state = IDLE;
 }

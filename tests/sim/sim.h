@@ -12,6 +12,7 @@
 #include "common/snapshot.h"
 #include "common/wire.h"
 #include "server/coordinator/coordinate.h"
+#include "server/copies.h"
 #include "server/shard.h"
 #include "worker/exchange.h"
 #include "worker/member.h"

@@ -191,4 +191,17 @@ static inline void world_expect(const struct said *s, uint32_t verdict, uint64_t
     if (s->floats) assert_true(s->m.answer.hash == wire_hash(s->payload, s->floats * sizeof(float)));
 }
 
+/* What the shard answers to a READ of a block of a set (0: the live weights). */
+static inline const struct said *world_read(struct world *w, uint32_t block, uint32_t set)
+{
+    struct msg m = {
+        .type = MSG_READ, .job = JOB, .read = {.member = 1, .request = 77, .block = block, .set = set}};
+    world_give(w, 7, &m, NULL, 0);
+    const struct said *s = world_last(w);
+    assert_int_equal(s->m.type, MSG_BLOCK);
+    assert_true(s->m.block.request == 77 && s->m.block.block == block && s->m.block.set == set);
+    assert_int_equal(s->m.block.generation, w->o.generation);
+    return s;
+}
+
 #endif

@@ -92,18 +92,6 @@ static void stable_is_what_a_written_copy_holds(void **state)
     world_free(&w);
 }
 
-static const struct said *read_block(struct world *w, uint32_t block, uint32_t set)
-{
-    struct msg m = {
-        .type = MSG_READ, .job = JOB, .read = {.member = 1, .request = 77, .block = block, .set = set}};
-    world_give(w, 7, &m, NULL, 0);
-    const struct said *s = world_last(w);
-    assert_int_equal(s->m.type, MSG_BLOCK);
-    assert_true(s->m.block.request == 77 && s->m.block.block == block && s->m.block.set == set);
-    assert_int_equal(s->m.block.generation, 5);
-    return s;
-}
-
 static void reads_are_of_the_live_weights_or_of_a_kept_set(void **state)
 {
     (void)state;
@@ -113,17 +101,17 @@ static void reads_are_of_the_live_weights_or_of_a_kept_set(void **state)
     shard_keep(w->shard, 8, copy);
     world_push(w, 1, 1, 5, ones);
     world_last(w);
-    const struct said *s = read_block(w, 5, 0);
+    const struct said *s = world_read(w, 5, 0);
     assert_true(s->m.block.found && s->m.block.version == 1 && s->floats == 3);
     assert_true(s->payload[0] == 13 - 0.1f);
     assert_true(s->m.block.hash == wire_hash(s->payload, 12));
-    s = read_block(w, 5, 8);
+    s = world_read(w, 5, 8);
     assert_true(s->m.block.found && s->m.block.version == 0 && s->payload[0] == 13);
-    s = read_block(w, 5, 9);
+    s = world_read(w, 5, 9);
     assert_true(!s->m.block.found && s->floats == 0);
     shard_keep(w->shard, 8, NULL);
     shard_keep(w->shard, 8, NULL);
-    assert_false(read_block(w, 5, 8)->m.block.found);
+    assert_false(world_read(w, 5, 8)->m.block.found);
     shard_state_free(&copy);
     world_free(&w);
 }
