@@ -22,6 +22,7 @@ struct bench {
     struct coordinate_options o;
     struct coordinator *c;
     uint64_t now;
+    uint64_t server[2]; /* members that are shards 0 and 1, of processes 8 and 9 */
     struct msg sent[4096];
     uint64_t to[4096];
     size_t num_sent;
@@ -129,6 +130,12 @@ static inline void bench_free(struct bench *b)
     free(b);
 }
 
+static inline int bench_tear_down(void **state)
+{
+    bench_free(*state);
+    return 0;
+}
+
 /* --- what others say. Peers are 100 + pid. */
 static inline void say(struct bench *b, uint64_t peer, struct msg *m)
 {
@@ -168,6 +175,22 @@ static inline uint64_t worker(struct bench *b, uint64_t pid)
 static inline uint64_t server(struct bench *b, uint64_t pid, uint32_t shard)
 {
     return join_as(b, ROLE_SERVER, pid, shard, 0).member;
+}
+
+/* Starts with both servers and worker 1, whose number is returned. */
+static inline uint64_t bench_begin(struct bench *b)
+{
+    bench_start(b);
+    b->server[0] = server(b, 8, 0);
+    b->server[1] = server(b, 9, 1);
+    return worker(b, 1);
+}
+
+/* The launcher of its host says so. */
+static inline void dies(struct bench *b, uint64_t pid)
+{
+    struct msg m = {.type = MSG_GONE, .gone = {.host = "h", .pid = pid}};
+    say(b, 1, &m);
 }
 
 static inline void beat(struct bench *b, uint64_t pid, const struct msg_beat *beat)
@@ -210,6 +233,16 @@ static inline void used(struct bench *b, uint64_t pid, uint64_t member, const st
     assert_int_equal(r->used_ok.id, l->id);
 }
 
+/* The next n leases of worker 1, asked for from this question on and used at once. */
+static inline void use_leases(struct bench *b, uint64_t member, uint64_t request, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        struct msg_lease l = ask(b, 1, member, request + i);
+        assert_int_equal(l.kind, LEASE_TRAIN);
+        used(b, 1, member, &l, 100);
+    }
+}
+
 /* Server `pid` has copied and, if asked, written what its order says. */
 static inline void serve_set(struct bench *b, uint64_t pid, uint64_t member, bool write)
 {
@@ -219,6 +252,20 @@ static inline void serve_set(struct bench *b, uint64_t pid, uint64_t member, boo
     if (write) x.written = x.copied;
     x.file_bytes = 10;
     beat(b, pid, &x);
+}
+
+static inline void serve_both(struct bench *b, bool write)
+{
+    serve_set(b, 8, b->server[0], write);
+    serve_set(b, 9, b->server[1], write);
+}
+
+/* What the status has, or does not have. */
+static inline void told(const struct bench *b, const char *what, bool is_there)
+{
+    char *s = coordinate_status(b->c, b->now, "r");
+    if (!strstr(s, what) == is_there) fail_msg("%s %s: %s", what, is_there ? "is not told" : "is told", s);
+    free(s);
 }
 
 static inline struct coordinate_account account(const struct bench *b)
@@ -244,6 +291,29 @@ static inline void apply_lines(struct coordinator *c, const char *text,
         if (rc < 0) fail_msg("%s: %s", err_text(), line);
     }
     free(copy);
+}
+
+/* --- coming back: another process, with the options as they are now, that has not started yet */
+static inline void renew(struct bench *b)
+{
+    coordinate_free(&b->c);
+    b->c = bench_core(b);
+}
+
+/* Killed, and back from its rows; the others are still there. */
+static inline void come_back(struct bench *b, const char *rows)
+{
+    renew(b);
+    apply_lines(b->c, rows, coordinate_apply_row);
+    coordinate_start(b->c, b->now, false, 0);
+}
+
+/* Everything is new, and takes up the last complete set, which is set 1. */
+static inline void restore_set_1(struct bench *b)
+{
+    renew(b);
+    assert_int_equal(coordinate_apply_state(b->c, b->state), 0);
+    coordinate_start(b->c, b->now, true, 1);
 }
 
 /* A worker's nth capsule for a set, in two pages; it has the lease of that question, and all before. */

@@ -131,6 +131,16 @@ static inline struct msg expect(struct wire *w, enum msg_type type, uint64_t *pe
     return m;
 }
 
+/* A coordinator that binds and can be found; the member that comes to it is told what the test says. */
+static inline struct wire *play_coordinator(uint32_t incarnation)
+{
+    char endpoint[MSG_MAX_ENDPOINT];
+    struct wire *w = wire_new();
+    assert_int_equal(wire_bind(w, "127.0.0.1", endpoint), 0);
+    publish(endpoint, incarnation);
+    return w;
+}
+
 static inline void say_joined(struct wire *w, uint64_t peer, uint32_t incarnation, uint32_t generation,
                               uint32_t set)
 {
@@ -158,6 +168,36 @@ static inline void order_command(struct wire *w, uint64_t peer, uint32_t incarna
     struct msg m = {.type = MSG_ORDER, .job = JOB};
     m.order = (struct msg_order){.incarnation = incarnation, .command = command};
     assert_int_equal(wire_send(w, WIRE_ROUTER, peer, &m, NULL), 0);
+}
+
+/* Orders this end; the server leaves with that exit status. */
+static inline void end_server(struct wire *w, uint64_t peer, uint32_t incarnation, enum msg_command command,
+                              int status)
+{
+    order_command(w, peer, incarnation, command);
+    assert_int_equal(end_of_server(), status);
+}
+
+/* A push of a block whose gradient is `value` everywhere, from generation 1 of the job; false: the queue is
+ * full. */
+static inline bool send_push(struct wire *w, int link, uint64_t member, uint64_t seq, uint32_t generation,
+                             uint32_t block, float value)
+{
+    size_t floats = blocks_floats(&cut, block);
+    struct frame *f = frame_new(floats * sizeof(float));
+    for (size_t i = 0; i < floats; i++) ((float *)frame_data(f))[i] = value;
+    struct msg m = {.type = MSG_PUSH, .job = JOB};
+    m.push = (struct msg_push){.member = member,
+                               .seq = seq,
+                               .job_generation = 1,
+                               .generation = generation,
+                               .block = block,
+                               .frames = 10,
+                               .pull = true,
+                               .hash = wire_hash(frame_data(f), frame_len(f))};
+    bool is_sent = wire_send(w, link, 0, &m, &f) == 0;
+    frame_free(&f);
+    return is_sent;
 }
 
 static inline void say_hello(struct wire *w, int link, uint64_t member)

@@ -7,12 +7,6 @@ static int set_up(void **state)
     return 0;
 }
 
-static int tear_down(void **state)
-{
-    bench_free(*state);
-    return 0;
-}
-
 /* ------------------------------------------------------------------ members */
 
 static void a_repeated_join_gives_no_second_number(void **state)
@@ -102,29 +96,18 @@ static void an_older_coordinator_leaves_without_a_word(void **state)
 
 /* ------------------------------------------------------------------ sets, evaluation, the end */
 
-/* Uses n leases of worker 1, asking from request `from` on. */
-static void use_leases(struct bench *b, uint64_t m, uint64_t from, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        struct msg_lease l = ask(b, 1, m, from + i);
-        assert_int_equal(l.kind, LEASE_TRAIN);
-        used(b, 1, m, &l, 100);
-    }
-}
-
 static void an_epoch_turn_names_a_set_and_the_last_one_ends_the_job(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     use_leases(b, m, 1, 2);
     assert_int_equal(order_of(b, 8).set, 0);
     use_leases(b, m, 3, 1);
     assert_int_equal(order_of(b, 8).set, 1);
     assert_int_equal(order_of(b, 1).hold, 0); /* async with two workers: nobody stands still */
-    serve_set(b, 8, s0, true);
+    serve_set(b, 8, b->server[0], true);
     assert_int_equal(b->completed, 0);
-    serve_set(b, 9, s1, true);
+    serve_set(b, 9, b->server[1], true);
     assert_int_equal(b->completed, 1);
     assert_false(b->exact || b->final);
     assert_int_equal(account(b).newest_set, 1);
@@ -133,13 +116,12 @@ static void an_epoch_turn_names_a_set_and_the_last_one_ends_the_job(void **state
     assert_true(b->epochs[0].train_loss > 1.99 && b->epochs[0].train_loss < 2.01);
     use_leases(b, m, 4, 3);
     assert_int_equal(coordinate_command(b->c), COMMAND_RUN);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_true(b->final);
     assert_int_equal(coordinate_command(b->c), COMMAND_FINISH);
     assert_int_equal(order_of(b, 1).command, COMMAND_FINISH);
     struct msg leave = {.type = MSG_LEAVE};
-    const uint64_t all[] = {m, s0, s1};
+    const uint64_t all[] = {m, b->server[0], b->server[1]};
     for (size_t i = 0; i < 3; i++) {
         assert_false(coordinate_is_empty(b->c));
         leave.leave.member = all[i];
@@ -156,12 +138,10 @@ static void after_the_final_set_no_other_is_named(void **state)
     b->o.interval_ns = 1 * S;
     b->o.epochs = 1;
     b->o.dev = (struct data_facts){.utterances = 4, .frames = 400};
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     use_leases(b, m, 1, 3);
     wait_until(b, b->now + 5 * S);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     wait_until(b, b->now + 5 * S);
     assert_int_equal(order_of(b, 8).set, 0);
     struct msg_lease l = ask(b, 1, m, 9);
@@ -173,18 +153,16 @@ static void after_the_final_set_no_other_is_named(void **state)
 static void a_set_that_cannot_be_written_is_tried_again_later(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     use_leases(b, m, 1, 3);
-    serve_set(b, 8, s0, false);
-    beat(b, 8, &(struct msg_beat){.role = ROLE_SERVER, .member = s0, .copied = 1, .failed_set = 1});
+    serve_set(b, 8, b->server[0], false);
+    beat(b, 8, &(struct msg_beat){.role = ROLE_SERVER, .member = b->server[0], .copied = 1, .failed_set = 1});
     assert_int_equal(order_of(b, 8).set, 0);
     wait_until(b, b->now + 6 * S);
-    beat(b, 8, &(struct msg_beat){.role = ROLE_SERVER, .member = s0, .copied = 1, .failed_set = 1});
+    beat(b, 8, &(struct msg_beat){.role = ROLE_SERVER, .member = b->server[0], .copied = 1, .failed_set = 1});
     assert_int_equal(order_of(b, 8).set, 2); /* a failure of set 1 says nothing about set 2 */
     b->hold_done = true;
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     coordinate_set_done(b->c, b->now, 2, ERR_STORAGE);
     assert_int_equal(account(b).newest_set, 0);
     assert_int_equal(coordinate_command(b->c), COMMAND_RUN);
@@ -194,15 +172,14 @@ static void a_job_with_one_worker_holds_it_until_all_servers_have_copied(void **
 {
     struct bench *b = *state;
     b->o.workers = 1;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     struct msg_lease kept = ask(b, 1, m, 1);
     use_leases(b, m, 2, 2);
     struct msg_lease ahead = ask(b, 1, m, 4);
     used(b, 1, m, &kept, 100); /* the epoch turns, one lease of the next is on hand */
     assert_int_equal(order_of(b, 1).hold, 1);
     assert_int_equal(ask(b, 1, m, 5).kind, LEASE_HELD); /* nothing new while it is held */
-    serve_set(b, 8, s0, true);
+    serve_set(b, 8, b->server[0], true);
     assert_int_equal(order_of(b, 8).set, 0); /* servers copy only once the capsule is here */
     give_capsule(b, 1, m, 1, "the capsule", 1, 1);
     assert_int_equal(order_of(b, 1).capsule_have, 11);
@@ -211,21 +188,19 @@ static void a_job_with_one_worker_holds_it_until_all_servers_have_copied(void **
     assert_int_equal(order_of(b, 1).capsule_have, 15);
     beat(b, 1, &(struct msg_beat){.role = ROLE_WORKER, .member = m, .holding = 1});
     assert_int_equal(order_of(b, 8).set, 1);
-    serve_set(b, 8, s0, false);
+    serve_set(b, 8, b->server[0], false);
     assert_int_equal(order_of(b, 1).hold, 1);
-    serve_set(b, 9, s1, false);
+    serve_set(b, 9, b->server[1], false);
     assert_int_equal(order_of(b, 1).hold, 0);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_int_equal(b->completed, 1);
     assert_true(b->exact);
     assert_int_equal(b->num_capsules, 1);
 
     /* Everything is started again: the lease of the capsule waits for the worker that gets its rank. */
-    char *journal = xstrdup(b->journal), *state_text = xstrdup(b->state);
-    coordinate_free(&b->c);
-    b->c = bench_core(b);
-    assert_int_equal(coordinate_apply_state(b->c, state_text), 0);
+    char *journal = xstrdup(b->journal);
+    renew(b);
+    assert_int_equal(coordinate_apply_state(b->c, b->state), 0);
     apply_lines(b->c, journal, coordinate_apply_counters);
     coordinate_start(b->c, b->now, true, 1);
     coordinate_give_capsule(b->c, 0, "the new capsule", 15);
@@ -247,43 +222,28 @@ static void a_job_with_one_worker_holds_it_until_all_servers_have_copied(void **
     used(b, 11, j.member, &ahead, 100);
     assert_int_equal(account(b).used, 4);
     free(journal);
-    free(state_text);
 }
 
 /* Up to where it stands after the restore of a set with a lease of its one worker. */
 static char *restore_one(struct bench *b)
 {
     b->o.workers = 1;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     ask(b, 1, m, 1);
     coordinate_interrupt(b->c, b->now);
     give_capsule(b, 1, m, 1, "the capsule", 1, 1);
     beat(b, 1, &(struct msg_beat){.role = ROLE_WORKER, .member = m, .holding = 1});
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
-    coordinate_free(&b->c);
-    b->c = bench_core(b);
-    assert_int_equal(coordinate_apply_state(b->c, b->state), 0);
-    coordinate_start(b->c, b->now, true, 1);
+    serve_both(b, true);
+    restore_set_1(b);
     coordinate_give_capsule(b->c, 0, "the capsule", 11);
     return coordinate_rows(b->c);
-}
-
-/* Killed, and back from its rows. */
-static void recover_from(struct bench *b, const char *rows)
-{
-    coordinate_free(&b->c);
-    b->c = bench_core(b);
-    apply_lines(b->c, rows, coordinate_apply_row);
-    coordinate_start(b->c, b->now, false, 0);
 }
 
 static void a_coordinator_killed_after_a_restore_still_has_the_capsule(void **state)
 {
     struct bench *b = *state;
     char *rows = restore_one(b);
-    recover_from(b, rows);
+    come_back(b, rows);
     assert_int_equal(coordinate_capsules_of(b->c), 1);
     coordinate_give_capsule(b->c, 0, "the capsule", 11);
     struct msg_joined j = join_as(b, ROLE_WORKER, 11, 0, 0);
@@ -291,17 +251,16 @@ static void a_coordinator_killed_after_a_restore_still_has_the_capsule(void **st
     assert_int_equal(account(b).leased, 1);
     free(rows);
     rows = coordinate_rows(b->c); /* joined, but perhaps without it */
-    recover_from(b, rows);
+    come_back(b, rows);
     assert_int_equal(coordinate_capsules_of(b->c), 1);
     coordinate_give_capsule(b->c, 0, "the capsule", 11);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 11}};
-    say(b, 1, &gone);
+    dies(b, 11);
     assert_int_equal(account(b).leased, 0);
     uint64_t n = worker(b, 12); /* one that has nothing to do with that capsule */
     ask(b, 12, n, 1);
     free(rows);
     rows = coordinate_rows(b->c);
-    recover_from(b, rows);
+    come_back(b, rows);
     assert_int_equal(coordinate_capsules_of(b->c), 0);
     free(rows);
 }
@@ -311,19 +270,14 @@ static void a_coordinator_killed_after_a_restore_opens_leases_without_a_capsule(
 {
     struct bench *b = *state;
     b->o.workers = 2;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     ask(b, 1, m, 1);
     coordinate_interrupt(b->c, b->now);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
-    coordinate_free(&b->c);
-    b->c = bench_core(b);
-    assert_int_equal(coordinate_apply_state(b->c, b->state), 0);
-    coordinate_start(b->c, b->now, true, 1);
+    serve_both(b, true);
+    restore_set_1(b);
     char *rows = coordinate_rows(b->c); /* before anybody spoke */
     assert_int_equal(account(b).leased, 1);
-    recover_from(b, rows);
+    come_back(b, rows);
     uint64_t n = worker(b, 11);
     assert_int_equal(account(b).leased, 0);
     assert_int_equal(ask(b, 11, n, 1).begin, 0);
@@ -333,22 +287,16 @@ static void a_coordinator_killed_after_a_restore_opens_leases_without_a_capsule(
 static void a_restored_start_without_capsules_opens_the_leases(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     use_leases(b, m, 1, 2);
     ask(b, 1, m, 3);
     struct msg_lease ahead = ask(b, 1, m, 4);
     coordinate_interrupt(b->c, b->now);
     assert_int_equal(order_of(b, 8).set, 1); /* the last set */
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_int_equal(coordinate_command(b->c), COMMAND_INTERRUPT);
     assert_int_equal(order_of(b, 9).command, COMMAND_INTERRUPT);
-    char *state_text = xstrdup(b->state);
-    coordinate_free(&b->c);
-    b->c = bench_core(b);
-    assert_int_equal(coordinate_apply_state(b->c, state_text), 0);
-    coordinate_start(b->c, b->now, true, 1);
+    restore_set_1(b);
     uint64_t n = worker(b, 11);
     assert_int_equal(account(b).leased, 0);
     struct msg_lease l = ask(b, 11, n, 1);
@@ -356,13 +304,11 @@ static void a_restored_start_without_capsules_opens_the_leases(void **state)
     assert_int_equal(l.begin, 8);
     assert_true(l.id > ahead.id);
     assert_int_equal(account(b).used, 2);
-    free(state_text);
 }
 
-static struct msg_lease evaluate(struct bench *b, uint64_t s0, uint64_t s1, uint64_t m, uint64_t request)
+static struct msg_lease evaluate(struct bench *b, uint64_t m, uint64_t request)
 {
-    serve_set(b, 8, s0, false);
-    serve_set(b, 9, s1, false);
+    serve_both(b, false);
     struct msg_lease l = ask(b, 1, m, request);
     assert_int_equal(l.kind, LEASE_EVAL);
     return l;
@@ -372,15 +318,14 @@ static void dev_results_of_all_leases_are_added_up(void **state)
 {
     struct bench *b = *state;
     b->o.dev = (struct data_facts){.utterances = 20, .frames = 400};
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1), n = worker(b, 2);
+    uint64_t m = bench_begin(b), n = worker(b, 2);
     use_leases(b, m, 1, 3);
     assert_int_equal(b->num_epochs, 0);
-    struct msg_lease l = evaluate(b, s0, s1, m, 10); /* before training, though there is training to do */
+    struct msg_lease l = evaluate(b, m, 10); /* before training, though there is training to do */
     assert_int_equal(l.begin, 0);
     assert_int_equal(l.end, 16);
     assert_int_equal(l.set, 1);
-    beat(b, 8, &(struct msg_beat){.role = ROLE_SERVER, .member = s0, .copied = 1});
+    beat(b, 8, &(struct msg_beat){.role = ROLE_SERVER, .member = b->server[0], .copied = 1});
     assert_int_equal(order_of(b, 8).keep_set, 1);
     struct msg_lease k = ask(b, 2, n, 1);
     assert_int_equal(k.begin, 16);
@@ -392,7 +337,7 @@ static void dev_results_of_all_leases_are_added_up(void **state)
     assert_true(b->epochs[0].evaluated);
     assert_true(b->epochs[0].dev_loss > 1.999 && b->epochs[0].dev_loss < 2.001);
     assert_true(b->epochs[0].dev_accuracy > 0.499 && b->epochs[0].dev_accuracy < 0.501);
-    serve_set(b, 8, s0, true);
+    serve_set(b, 8, b->server[0], true);
     assert_int_equal(order_of(b, 8).keep_set, 0);
 }
 
@@ -400,31 +345,28 @@ static void an_evaluation_whose_copy_is_gone_starts_over_on_the_next_set(void **
 {
     struct bench *b = *state;
     b->o.dev = (struct data_facts){.utterances = 4, .frames = 400};
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     use_leases(b, m, 1, 3);
-    struct msg_lease l = evaluate(b, s0, s1, m, 10);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    struct msg_lease l = evaluate(b, m, 10);
+    serve_both(b, true);
     struct msg back = {
         .type = MSG_USED,
         .used = {.member = m, .id = l.id, .kind = LEASE_EVAL, .failed = 4, .given_back = true}};
     say(b, 101, &back);
     assert_int_equal(order_of(b, 8).set, 2);
-    l = evaluate(b, s0, s1, m, 11);
+    l = evaluate(b, m, 11);
     assert_int_equal(l.set, 2);
     used(b, 1, m, &l, 100);
     assert_int_equal(b->num_epochs, 1);
 }
 
 /* Evaluates the epoch that has turned with this dev loss. */
-static void dev_loss(struct bench *b, uint64_t s0, uint64_t s1, uint64_t m, uint64_t request, double loss)
+static void dev_loss(struct bench *b, uint64_t m, uint64_t request, double loss)
 {
-    struct msg_lease l = evaluate(b, s0, s1, m, request);
+    struct msg_lease l = evaluate(b, m, request);
     struct msg u = {.type = MSG_USED,
                     .used = {.member = m, .id = l.id, .kind = LEASE_EVAL, .frames = 100, .loss = 100 * loss}};
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     say(b, 101, &u);
 }
 
@@ -435,20 +377,18 @@ static void newbob_halves_once_and_then_ends(void **state)
     b->o.newbob = true;
     b->o.epochs = 9;
     b->o.chunk_utterances = 10; /* one chunk per epoch */
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     static const double loss[] = {3.0, 2.5, 2.49, 2.2, 2.1999};
     for (uint32_t i = 0; i < 5; i++) {
         assert_int_equal(coordinate_command(b->c), COMMAND_RUN);
         use_leases(b, m, 10 * i + 1, 1);
-        dev_loss(b, s0, s1, m, 10 * i + 2, loss[i]);
+        dev_loss(b, m, 10 * i + 2, loss[i]);
         /* 2.5 -> 2.49 is below 1 %: epoch 4 (from 1) is the first that nobody has leased */
         assert_int_equal(order_of(b, 8).halve_from, i < 2 ? 0 : 4);
     }
     /* 2.2 -> 2.1999 is below 0.1 %: no further epoch; the job ends with a last set */
     assert_int_equal(ask(b, 1, m, 60).kind, LEASE_WAIT);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_int_equal(b->num_epochs, 5);
     assert_int_equal(coordinate_command(b->c), COMMAND_FINISH);
 }
@@ -459,29 +399,26 @@ static void a_coordinator_made_from_rows_answers_as_the_old_one_would(void **sta
 {
     struct bench *b = *state;
     b->o.dev = (struct data_facts){.utterances = 4, .frames = 400};
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     use_leases(b, m, 1, 3);
-    struct msg_lease l = evaluate(b, s0, s1, m, 10);
+    struct msg_lease l = evaluate(b, m, 10);
     struct msg_lease t = ask(b, 1, m, 11);
     char *rows = coordinate_rows(b->c);
     for (int from_journal = 0; from_journal < 2; from_journal++) {
-        coordinate_free(&b->c);
-        b->c = bench_core(b);
         char *text = xstrdup(from_journal ? b->journal : rows);
         if (!from_journal) {
             free(b->journal);
             b->journal = xstrdup(rows);
         }
-        apply_lines(b->c, text, coordinate_apply_row);
+        come_back(b, text);
         free(text);
-        coordinate_start(b->c, b->now, false, 0);
         assert_int_equal(ask(b, 1, m, 11).id, t.id); /* the same question, the same lease */
         beat(b, 1, &(struct msg_beat){.role = ROLE_WORKER, .member = m, .incarnation = 1});
         assert_int_equal(order_of(b, 1).incarnation, 2 + from_journal);
         assert_int_equal(order_of(b, 1).map_version, 2 + from_journal); /* asked for anew */
         assert_int_equal(coordinate_generation(b->c), 1);
-        beat(b, 8, &(struct msg_beat){.role = ROLE_SERVER, .member = s0, .incarnation = 1, .copied = 1});
+        beat(b, 8,
+             &(struct msg_beat){.role = ROLE_SERVER, .member = b->server[0], .incarnation = 1, .copied = 1});
         assert_int_equal(order_of(b, 8).keep_set, 1);
     }
     used(b, 1, m, &l, 100);
@@ -526,7 +463,7 @@ static void damaged_rows_are_refused_with_a_sentence(void **state)
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, bench_tear_down)
     const struct CMUnitTest tests[] = {
         TEST(a_repeated_join_gives_no_second_number),
         TEST(another_model_or_job_is_refused_with_both_sides),

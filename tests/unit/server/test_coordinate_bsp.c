@@ -9,39 +9,31 @@ static int set_up(void **state)
     return 0;
 }
 
-static int tear_down(void **state)
-{
-    bench_free(*state);
-    return 0;
-}
-
 static void in_bsp_a_death_after_the_roster_needs_a_restore(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     struct msg leave = {.type = MSG_LEAVE, .leave.member = m};
     say(b, 101, &leave); /* before the roster: nothing is lost */
     assert_false(coordinate_needs_restore(b->c));
     worker(b, 2);
     worker(b, 3);
     assert_int_equal(order_of(b, 8).roster, 1);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 9}};
-    say(b, 1, &gone);
+    dies(b, 9);
     assert_true(coordinate_needs_restore(b->c));
     assert_int_equal(order_of(b, 2).command, COMMAND_INTERRUPT);
+}
+
+static void beats(struct bench *b, uint64_t pid, uint64_t member, uint32_t holding, uint64_t seq)
+{
+    beat(b, pid, &(struct msg_beat){.role = ROLE_WORKER, .member = member, .holding = holding, .seq = seq});
 }
 
 static void in_bsp_capsules_of_different_steps_are_no_set(void **state)
 {
     struct bench *b = *state;
     b->o.interval_ns = 5 * S;
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1), n = worker(b, 2);
+    uint64_t m = bench_begin(b), n = worker(b, 2);
     ask(b, 1, m, 1);
     wait_until(b, b->now + 6 * S);
     assert_int_equal(order_of(b, 1).hold, 0); /* rank 1 has no data yet: it could not end a step */
@@ -49,17 +41,12 @@ static void in_bsp_capsules_of_different_steps_are_no_set(void **state)
     assert_int_equal(order_of(b, 1).hold, 1);
     give_capsule(b, 1, m, 1, "a", 1, 1);
     give_capsule(b, 2, n, 1, "bb", 1, 1);
-    beat(b, 1, &(struct msg_beat){.role = ROLE_WORKER, .member = m, .holding = 1, .seq = 5});
-    beat(b, 2, &(struct msg_beat){.role = ROLE_WORKER, .member = n, .holding = 1, .seq = 4});
+    beats(b, 1, m, 1, 5);
+    beats(b, 2, n, 1, 4);
     assert_int_equal(order_of(b, 8).set, 0);
     give_capsule(b, 2, n, 1, "cc", 2, 1);
-    beat(b, 2, &(struct msg_beat){.role = ROLE_WORKER, .member = n, .holding = 1, .seq = 5});
+    beats(b, 2, n, 1, 5);
     assert_int_equal(order_of(b, 8).set, 1);
-}
-
-static void stands(struct bench *b, uint64_t pid, uint64_t member, uint64_t seq)
-{
-    beat(b, pid, &(struct msg_beat){.role = ROLE_WORKER, .member = member, .holding = 1, .seq = seq});
 }
 
 /* A rank may need a lease to come to the step where all stand: it gets it, and what it handed over before is
@@ -68,45 +55,35 @@ static void in_bsp_a_lease_granted_during_a_hold_must_be_in_the_capsule(void **s
 {
     struct bench *b = *state;
     b->o.interval_ns = 5 * S;
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1), n = worker(b, 2);
+    uint64_t m = bench_begin(b), n = worker(b, 2);
     ask(b, 1, m, 1);
     ask(b, 2, n, 1);
     wait_until(b, b->now + 6 * S);
     assert_int_equal(order_of(b, 1).hold, 1);
     give_capsule(b, 2, n, 1, "without", 1, 1);
-    stands(b, 2, n, 5);
+    beats(b, 2, n, 1, 5);
     assert_int_equal(ask(b, 2, n, 2).kind, LEASE_TRAIN); /* of the next epoch */
     give_capsule(b, 1, m, 1, "rank 0", 1, 1);
-    stands(b, 1, m, 5);
-    stands(b, 2, n, 5);
+    beats(b, 1, m, 1, 5);
+    beats(b, 2, n, 1, 5);
     assert_int_equal(order_of(b, 8).set, 0);
     give_capsule(b, 2, n, 1, "without", 2, 1); /* it still does not have it */
-    stands(b, 2, n, 5);
+    beats(b, 2, n, 1, 5);
     assert_int_equal(order_of(b, 8).set, 0);
     give_capsule(b, 2, n, 1, "with it", 3, 2);
-    stands(b, 2, n, 5);
+    beats(b, 2, n, 1, 5);
     assert_int_equal(order_of(b, 8).set, 1);
     assert_int_equal(ask(b, 1, m, 2).kind, LEASE_HELD); /* while the servers copy nothing is granted */
 }
 
-static void beats(struct bench *b, uint64_t pid, uint64_t member, uint32_t holding, uint64_t seq)
-{
-    beat(b, pid, &(struct msg_beat){.role = ROLE_WORKER, .member = member, .holding = holding, .seq = seq});
-}
-
 /* 3 workers of which a step leaves out one; set 1 is asked for. */
-static void start_backup(struct bench *b, uint64_t member[5])
+static void start_backup(struct bench *b, uint64_t member[3])
 {
     b->o.interval_ns = 5 * S;
     b->o.workers = 3;
     b->o.backup = 1;
-    bench_start(b);
-    member[3] = server(b, 8, 0);
-    member[4] = server(b, 9, 1);
-    for (uint64_t k = 0; k < 3; k++) member[k] = worker(b, 1 + k);
+    member[0] = bench_begin(b);
+    for (uint64_t k = 1; k < 3; k++) member[k] = worker(b, 1 + k);
     for (uint64_t k = 0; k < 3; k++) ask(b, 1 + k, member[k], 1);
     b->now += 6 * S;
     for (uint64_t k = 0; k < 3; k++) beats(b, 1 + k, member[k], 0, 5);
@@ -116,7 +93,7 @@ static void start_backup(struct bench *b, uint64_t member[5])
 static void with_backup_workers_a_set_takes_ranks_of_different_steps_and_is_not_exact(void **state)
 {
     struct bench *b = *state;
-    uint64_t m[5];
+    uint64_t m[3];
     start_backup(b, m);
     give_capsule(b, 1, m[0], 1, "a", 1, 1);
     give_capsule(b, 2, m[1], 1, "b", 1, 1);
@@ -128,21 +105,18 @@ static void with_backup_workers_a_set_takes_ranks_of_different_steps_and_is_not_
     assert_int_equal(order_of(b, 8).set, 0); /* slow, but there: it is waited for */
     beats(b, 3, m[2], 1, 4);
     assert_int_equal(order_of(b, 8).set, 1);
-    serve_set(b, 8, m[3], true);
-    serve_set(b, 9, m[4], true);
+    serve_both(b, true);
     assert_int_equal(b->completed, 1);
     assert_int_equal(b->num_capsules, 3);
     assert_false(b->exact);
-    char *s = coordinate_status(b->c, b->now, "r");
-    assert_non_null(strstr(s, "\"mode\":\"bsp, 1 backup\""));
-    assert_non_null(strstr(s, "\"exact\":false"));
-    free(s);
+    told(b, "\"mode\":\"bsp, 1 backup\"", true);
+    told(b, "\"exact\":false", true);
 }
 
 static void with_backup_workers_a_set_does_not_wait_for_a_rank_that_is_silent(void **state)
 {
     struct bench *b = *state;
-    uint64_t m[5];
+    uint64_t m[3];
     start_backup(b, m);
     give_capsule(b, 1, m[0], 1, "a", 1, 1);
     beats(b, 1, m[0], 1, 5);
@@ -152,14 +126,13 @@ static void with_backup_workers_a_set_does_not_wait_for_a_rank_that_is_silent(vo
     give_capsule(b, 2, m[1], 1, "b", 1, 1);
     beats(b, 2, m[1], 1, 5);
     assert_int_equal(order_of(b, 8).set, 1);
-    serve_set(b, 8, m[3], true);
-    serve_set(b, 9, m[4], true);
+    serve_both(b, true);
     assert_int_equal(b->num_capsules, 2);
 }
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, bench_tear_down)
     const struct CMUnitTest tests[] = {
         TEST(in_bsp_a_death_after_the_roster_needs_a_restore),
         TEST(in_bsp_capsules_of_different_steps_are_no_set),

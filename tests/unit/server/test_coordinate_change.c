@@ -9,39 +9,14 @@ static int set_up(void **state)
     return 0;
 }
 
-static int tear_down(void **state)
-{
-    bench_free(*state);
-    return 0;
-}
-
-/* The next n leases, used at once. */
-static void use_leases(struct bench *b, uint64_t m, uint64_t request, int n)
-{
-    for (int i = 0; i < n; i++) {
-        struct msg_lease l = ask(b, 1, m, request + (uint64_t)i);
-        assert_int_equal(l.kind, LEASE_TRAIN);
-        used(b, 1, m, &l, 100);
-    }
-}
-
 static const struct coordinate_next to_ssp = {CONSISTENCY_SSP, 8, 0, 4};
-
-static void told(const struct bench *b, const char *what, bool is_there)
-{
-    char *s = coordinate_status(b->c, b->now, "r");
-    if (!strstr(s, what) == is_there) fail_msg("%s %s: %s", what, is_there ? "is not told" : "is told", s);
-    free(s);
-}
 
 static void a_change_waits_for_the_end_of_what_has_begun_and_for_a_set_of_it(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     use_leases(b, m, 1, 3);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true); /* set 1, at the turn of epoch 1 */
+    serve_both(b, true); /* set 1, at the turn of epoch 1 */
     struct msg_lease l = ask(b, 1, m, 4);
     assert_int_equal(l.epoch, 1);
     coordinate_change(b->c, b->now, &to_ssp);
@@ -52,9 +27,9 @@ static void a_change_waits_for_the_end_of_what_has_begun_and_for_a_set_of_it(voi
     used(b, 1, m, &l, 100);
     assert_int_equal(ask(b, 1, m, 8).kind, LEASE_WAIT);
     assert_int_equal(coordinate_command(b->c), COMMAND_RUN);
-    serve_set(b, 8, s0, true);
+    serve_set(b, 8, b->server[0], true);
     assert_false(coordinate_needs_restore(b->c));
-    serve_set(b, 9, s1, true); /* set 2, at the turn of epoch 2 */
+    serve_set(b, 9, b->server[1], true); /* set 2, at the turn of epoch 2 */
     assert_int_equal(b->completed, 2);
     assert_true(coordinate_switched(b->c) && coordinate_needs_restore(b->c));
     assert_int_equal(coordinate_command(b->c), COMMAND_INTERRUPT);
@@ -68,14 +43,12 @@ static void a_change_waits_for_the_dev_result_and_then_for_a_set_that_has_it(voi
 {
     struct bench *b = *state;
     b->o.dev = (struct data_facts){.utterances = 4, .frames = 400};
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     struct msg_lease l = ask(b, 1, m, 1);
     coordinate_change(b->c, b->now, &to_ssp);
     use_leases(b, m, 2, 2);
     used(b, 1, m, &l, 100);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_int_equal(b->completed, 1);
     assert_false(coordinate_switched(b->c));
     l = ask(b, 1, m, 4);
@@ -83,8 +56,7 @@ static void a_change_waits_for_the_dev_result_and_then_for_a_set_that_has_it(voi
     used(b, 1, m, &l, 100);
     assert_int_equal(b->num_epochs, 1);
     assert_false(coordinate_switched(b->c));
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_int_equal(b->completed, 2);
     assert_true(coordinate_switched(b->c));
     assert_non_null(strstr(b->state, "\"evaluated\":true"));
@@ -96,14 +68,12 @@ static void a_change_waits_for_one_set_and_not_for_the_one_after_it(void **state
     struct bench *b = *state;
     b->hold_done = true;
     b->o.interval_ns = 2 * S;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     struct msg_lease l = ask(b, 1, m, 1);
     coordinate_change(b->c, b->now, &to_ssp);
     use_leases(b, m, 2, 2);
     used(b, 1, m, &l, 100);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     wait_until(b, b->now + 5 * S);
     assert_int_equal(b->completed, 1);
     coordinate_set_done(b->c, b->now, 1, 0);
@@ -128,10 +98,7 @@ static void a_change_before_anything_has_begun_comes_at_once(void **state)
 static void a_change_that_is_taken_back_changes_nothing(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     ask(b, 1, m, 1);
     coordinate_change(b->c, b->now, &to_ssp);
     ask(b, 1, m, 2);
@@ -148,15 +115,13 @@ static void in_the_last_epoch_a_change_comes_only_with_more_epochs(void **state)
     struct bench *b = *state;
     b->o.epochs = 1;
     for (uint32_t epochs = 1; epochs <= 2; epochs++) {
-        bench_start(b);
-        uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+        uint64_t m = bench_begin(b);
         struct msg_lease l = ask(b, 1, m, 1);
         coordinate_change(b->c, b->now, &(struct coordinate_next){CONSISTENCY_ASYNC, 0, 0, epochs});
         told(b, epochs == 1 ? "\"next_after\":null" : "\"next_after\":1", true);
         use_leases(b, m, 2, 2);
         used(b, 1, m, &l, 100);
-        serve_set(b, 8, s0, true);
-        serve_set(b, 9, s1, true);
+        serve_both(b, true);
         assert_int_equal(coordinate_command(b->c), epochs == 1 ? COMMAND_FINISH : COMMAND_INTERRUPT);
         assert_int_equal(coordinate_switched(b->c), epochs == 2);
         coordinate_free(&b->c);
@@ -167,13 +132,11 @@ static void in_the_last_epoch_a_change_comes_only_with_more_epochs(void **state)
 static void a_stop_does_not_wait_for_a_change(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     use_leases(b, m, 1, 2);
     coordinate_change(b->c, b->now, &to_ssp);
     coordinate_interrupt(b->c, b->now);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_int_equal(coordinate_command(b->c), COMMAND_INTERRUPT);
     assert_false(coordinate_switched(b->c) || coordinate_needs_restore(b->c));
 }
@@ -183,26 +146,23 @@ static void a_server_that_falls_meanwhile_makes_the_change_wait_for_its_chunks(v
 {
     struct bench *b = *state;
     b->hold_done = true;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     struct msg_lease l = ask(b, 1, m, 1);
     coordinate_change(b->c, b->now, &to_ssp);
     use_leases(b, m, 2, 2);
     used(b, 1, m, &l, 100);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_int_equal(b->completed, 1);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 9}};
-    say(b, 1, &gone);
+    dies(b, 9);
     coordinate_set_done(b->c, b->now, 1, 0);
-    s1 = server(b, 10, 1); /* with the weights of set 0 */
+    b->server[1] = server(b, 10, 1); /* with the weights of set 0 */
     assert_false(coordinate_switched(b->c));
     assert_int_equal(account(b).epoch, 0);
     use_leases(b, m, 5, 3); /* again, in their own epoch: the next one is held back */
     assert_int_equal(ask(b, 1, m, 9).kind, LEASE_WAIT);
     wait_until(b, b->now + 6 * S);
-    serve_set(b, 8, s0, true);
-    serve_set(b, 10, s1, true);
+    serve_set(b, 8, b->server[0], true);
+    serve_set(b, 10, b->server[1], true);
     coordinate_set_done(b->c, b->now, b->completed, 0);
     wait_until(b, b->now + 1 * S);
     assert_true(coordinate_switched(b->c));
@@ -212,13 +172,9 @@ static void a_server_that_falls_meanwhile_makes_the_change_wait_for_its_chunks(v
 static void chunks_that_moved_to_the_next_epoch_are_trained_before_the_change(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     use_leases(b, m, 1, 3);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 9}};
-    say(b, 1, &gone);
+    dies(b, 9);
     server(b, 10, 1); /* with the weights of set 0: the first epoch has turned, so its chunks move on */
     assert_int_equal(account(b).open, 6);
     coordinate_change(b->c, b->now, &to_ssp);
@@ -239,15 +195,11 @@ static void a_coordinator_that_comes_back_goes_on_with_leaving(void **state)
     serve_set(b, 9, s1, true);
     assert_true(coordinate_switched(b->c));
     char *journal = xstrdup(b->journal);
-    coordinate_free(&b->c);
     b->o.mode = CONSISTENCY_SSP; /* the file has changed already */
-    b->c = bench_core(b);
-    apply_lines(b->c, journal, coordinate_apply_row);
-    coordinate_start(b->c, b->now, false, 0);
+    come_back(b, journal);
     assert_true(coordinate_switched(b->c) && coordinate_needs_restore(b->c));
     assert_int_equal(coordinate_command(b->c), COMMAND_INTERRUPT);
-    coordinate_free(&b->c);
-    b->c = bench_core(b); /* everything new: that is over */
+    renew(b); /* everything new: that is over */
     apply_lines(b->c, journal, coordinate_apply_counters);
     coordinate_start(b->c, b->now, true, 1);
     assert_false(coordinate_switched(b->c) || coordinate_needs_restore(b->c));
@@ -265,13 +217,8 @@ static uint64_t resume_in(struct bench *b, int chunks, enum consistency_mode mod
     coordinate_interrupt(b->c, b->now);
     serve_set(b, 8, s0, true);
     serve_set(b, 9, s1, true);
-    char *text = xstrdup(b->state);
-    coordinate_free(&b->c);
     b->o.mode = mode;
-    b->c = bench_core(b);
-    assert_int_equal(coordinate_apply_state(b->c, text), 0);
-    coordinate_start(b->c, b->now, true, 1);
-    free(text);
+    restore_set_1(b);
     server(b, 18, 0);
     server(b, 19, 1);
     return worker(b, pid);
@@ -301,17 +248,14 @@ static void async_goes_on_as_bsp_with_its_epoch_from_the_start(void **state)
     assert_int_equal(account(b).used, 0);
     used(b, 11, m, &l, 500);
     used(b, 12, n, &k, 500);
-    char *s = coordinate_status(b->c, b->now, "r"); /* what was used before is counted once: 1000 of 4000 */
-    assert_non_null(strstr(s, "\"done\":0.25"));
-    free(s);
+    told(b, "\"done\":0.25", true); /* what was used before is counted once: 1000 of 4000 */
 }
 
 static void bsp_goes_on_as_async_with_its_epoch_from_the_start(void **state)
 {
     struct bench *b = *state;
     b->o.mode = CONSISTENCY_BSP;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1), n = worker(b, 2);
+    uint64_t m = bench_begin(b), n = worker(b, 2);
     ask(b, 2, n, 1);
     use_leases(b, m, 1, 1); /* the chunk of rank 0 */
     struct msg_lease ahead = ask(b, 1, m, 2);
@@ -322,18 +266,12 @@ static void bsp_goes_on_as_async_with_its_epoch_from_the_start(void **state)
     give_capsule(b, 2, n, set, "b", 1, 1);
     beat(b, 1, &(struct msg_beat){.role = ROLE_WORKER, .member = m, .holding = set, .seq = 5});
     beat(b, 2, &(struct msg_beat){.role = ROLE_WORKER, .member = n, .holding = set, .seq = 5});
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_int_equal(b->num_capsules, 2);
-    char *text = xstrdup(b->state);
-    coordinate_free(&b->c);
     b->o.mode = CONSISTENCY_ASYNC;
     b->o.shape = 5; /* as main would compute it */
-    b->c = bench_core(b);
-    assert_int_equal(coordinate_apply_state(b->c, text), 0);
-    coordinate_start(b->c, b->now, true, 1);
+    restore_set_1(b);
     coordinate_give_capsule(b->c, 0, "a", 1);
-    free(text);
     struct msg_joined j = join_as(b, ROLE_WORKER, 11, 0, 0);
     assert_int_equal(j.capsule_bytes, 0);
     static const uint32_t begin[] = {0, 4, 8, 0};
@@ -351,17 +289,13 @@ static void bsp_with_other_ranks_of_the_same_product_starts_the_epoch_over(void 
 {
     struct bench *b = *state;
     b->o.mode = CONSISTENCY_BSP; /* 2 workers of 3 streams */
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     worker(b, 2);
     use_leases(b, m, 1, 1);
     char *rows = coordinate_rows(b->c);
-    coordinate_free(&b->c);
     b->o.workers = 3;
     b->o.streams = 2;
-    b->c = bench_core(b);
+    renew(b);
     apply_lines(b->c, rows, coordinate_apply_row);
     coordinate_start(b->c, b->now, true, 0);
     struct coordinate_account a = account(b);
@@ -377,9 +311,8 @@ static void fewer_servers_take_up_the_state_of_more(void **state)
     server(b, 8, 0);
     uint64_t last = server(b, 9, 1);
     char *rows = coordinate_rows(b->c);
-    coordinate_free(&b->c);
     b->o.shards = 1;
-    b->c = bench_core(b);
+    renew(b);
     apply_lines(b->c, rows, coordinate_apply_row);
     coordinate_start(b->c, b->now, true, 0);
     assert_true(server(b, 18, 0) > last);
@@ -394,9 +327,8 @@ static void capsules_are_handed_out_in_the_shape_that_they_were_taken_in(void **
     bench_start(b);
     char *rows = coordinate_rows(b->c);
     for (uint64_t shape = 77; shape <= 78; shape++) {
-        coordinate_free(&b->c);
         b->o.shape = shape;
-        b->c = bench_core(b);
+        renew(b);
         apply_lines(b->c, rows, coordinate_apply_row);
         coordinate_start(b->c, b->now, true, 1);
         coordinate_give_capsule(b->c, 0, "capsule", 7);
@@ -407,7 +339,7 @@ static void capsules_are_handed_out_in_the_shape_that_they_were_taken_in(void **
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, bench_tear_down)
     const struct CMUnitTest tests[] = {
         TEST(a_change_waits_for_the_end_of_what_has_begun_and_for_a_set_of_it),
         TEST(a_change_waits_for_the_dev_result_and_then_for_a_set_that_has_it),

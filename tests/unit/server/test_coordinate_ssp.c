@@ -11,12 +11,6 @@ static int set_up(void **state)
     return 0;
 }
 
-static int tear_down(void **state)
-{
-    bench_free(*state);
-    return 0;
-}
-
 /* The newest roster that server 8 was told; its members are in b->roster. */
 static uint32_t roster(const struct bench *b)
 {
@@ -65,9 +59,8 @@ static void a_dead_worker_and_one_whose_lease_went_to_another_leave_the_roster(v
     assert_int_equal(b->roster_bytes, 8);
     assert_int_equal(b->roster[0], n);
     uint32_t before = roster(b);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 2}};
     b->num_sent = 0;
-    say(b, 9, &gone);
+    dies(b, 2);
     assert_int_equal(b->roster_bytes, 0);
     assert_true(roster(b) > before);
 }
@@ -76,14 +69,9 @@ static void an_evaluation_makes_nobody_wait(void **state)
 {
     struct bench *b = *state;
     b->o.dev = (struct data_facts){.utterances = 4, .frames = 400};
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
-    for (uint32_t i = 0; i < 3; i++) {
-        struct msg_lease l = ask(b, 1, m, i + 1);
-        used(b, 1, m, &l, 100);
-    }
-    serve_set(b, 8, s0, false);
-    serve_set(b, 9, s1, false);
+    uint64_t m = bench_begin(b);
+    use_leases(b, m, 1, 3);
+    serve_both(b, false);
     assert_int_equal(ask(b, 1, m, 9).kind, LEASE_EVAL);
     assert_int_equal(b->roster_bytes, 0);
     ask(b, 1, m, 10);
@@ -99,8 +87,7 @@ static void roster_numbers_never_go_back(void **state)
     uint32_t before = roster(b);
     for (int restored = 0; restored < 2; restored++) {
         char *journal = xstrdup(b->journal);
-        coordinate_free(&b->c);
-        b->c = bench_core(b);
+        renew(b);
         apply_lines(b->c, journal, restored ? coordinate_apply_counters : coordinate_apply_row);
         coordinate_start(b->c, b->now, restored, 0);
         if (restored) s0 = server(b, 8, 0);
@@ -125,8 +112,7 @@ static void servers_are_told_how_many_train_and_workers_what_follows(void **stat
     assert_int_equal(order_of(b, 8).workers, 2);
     assert_true(order_of(b, 1).momentum == 0.25 && order_of(b, 2).momentum == 0.25 &&
                 order_of(b, 8).momentum == 0);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 1}};
-    say(b, 9, &gone);
+    dies(b, 1);
     assert_int_equal(order_of(b, 8).workers, 1);
     coordinate_free(&b->c);
     b->o.mode = CONSISTENCY_BSP;
@@ -158,9 +144,7 @@ static void until_the_warm_start_is_over_the_lowest_rank_trains_alone(void **sta
     assert_int_equal(ask(b, 2, n, 4).kind, LEASE_TRAIN);
     beat(b, 8, &(struct msg_beat){.role = ROLE_SERVER, .member = s0});
     assert_int_equal(order_of(b, 8).workers, 2);
-    char *s = coordinate_status(b->c, b->now, "r");
-    assert_null(strstr(s, "warm_start"));
-    free(s);
+    told(b, "warm_start", false);
 }
 
 static void in_a_warm_start_the_next_rank_takes_over_from_a_dead_one(void **state)
@@ -171,11 +155,8 @@ static void in_a_warm_start_the_next_rank_takes_over_from_a_dead_one(void **stat
     uint64_t m = worker(b, 1), n = worker(b, 2);
     struct msg_lease l = ask(b, 1, m, 1);
     assert_int_equal(ask(b, 2, n, 1).kind, LEASE_WAIT);
-    char *s = coordinate_status(b->c, b->now, "r");
-    assert_non_null(strstr(s, "\"warm_start\":true"));
-    free(s);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 1}};
-    say(b, 9, &gone);
+    told(b, "\"warm_start\":true", true);
+    dies(b, 1);
     struct msg_lease again = ask(b, 2, n, 2);
     assert_int_equal(again.kind, LEASE_TRAIN);
     assert_int_equal(again.begin, l.begin);
@@ -196,17 +177,15 @@ static void the_status_tells_mode_waits_and_why_updates_were_refused(void **stat
                             .wait_us = 2500000,
                             .stale = 4,
                             .other_generation = 2});
-    char *s = coordinate_status(b->c, b->now, "r");
-    assert_non_null(strstr(s, "\"mode\":\"ssp, bound 4\""));
-    assert_non_null(strstr(s, "\"waits\":3,\"wait_s\":2.5"));
-    assert_non_null(strstr(s, "\"refused_by\":{\"stale\":4,\"generation\":2}"));
-    assert_null(strstr(s, "\"next\""));
-    free(s);
+    told(b, "\"mode\":\"ssp, bound 4\"", true);
+    told(b, "\"waits\":3,\"wait_s\":2.5", true);
+    told(b, "\"refused_by\":{\"stale\":4,\"generation\":2}", true);
+    told(b, "\"next\"", false);
 }
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, bench_tear_down)
     const struct CMUnitTest tests[] = {
         TEST(the_roster_is_of_those_who_have_training_data_in_hand),
         TEST(a_dead_worker_and_one_whose_lease_went_to_another_leave_the_roster),

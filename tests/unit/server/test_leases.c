@@ -8,12 +8,6 @@ static int set_up(void **state)
     return 0;
 }
 
-static int tear_down(void **state)
-{
-    bench_free(*state);
-    return 0;
-}
-
 static void every_chunk_of_an_epoch_is_leased_once_and_in_order(void **state)
 {
     struct bench *b = *state;
@@ -127,8 +121,7 @@ static void a_dead_workers_lease_is_granted_again(void **state)
     uint64_t m = worker(b, 1), n = worker(b, 2);
     struct msg_lease l = ask(b, 1, m, 1);
     ask(b, 2, n, 1);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 1}};
-    say(b, 9, &gone);
+    dies(b, 1);
     struct msg_lease again = ask(b, 2, n, 2);
     assert_int_equal(again.begin, l.begin);
     assert_int_not_equal(again.id, l.id);
@@ -223,21 +216,18 @@ static void chunks_used_after_the_set_of_a_fallen_server_are_opened_again(void *
 {
     struct bench *b = *state;
     b->o.interval_ns = 10 * S;
-    bench_start(b);
-    uint64_t s0 = server(b, 8, 0), s1 = server(b, 9, 1), m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     struct msg_lease l[6];
     for (uint32_t i = 0; i < 4; i++) l[i] = ask(b, 1, m, i + 1);
     used(b, 1, m, &l[0], 100);
     wait_until(b, b->now + 11 * S); /* set 1 */
-    serve_set(b, 8, s0, true);
-    serve_set(b, 9, s1, true);
+    serve_both(b, true);
     assert_int_equal(b->completed, 1);
     used(b, 1, m, &l[1], 100);
     used(b, 1, m, &l[2], 100); /* epoch 0 turns */
     used(b, 1, m, &l[3], 100); /* of epoch 1 */
     assert_int_equal(account(b).epoch, 1);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 9}};
-    say(b, 1, &gone);
+    dies(b, 9);
     struct msg_joined j = join_as(b, ROLE_SERVER, 10, 1, 1);
     assert_int_equal(j.generation, 2);
     assert_int_equal(j.set, 1);
@@ -253,10 +243,8 @@ static void chunks_used_after_the_set_of_a_fallen_server_are_opened_again(void *
         used(b, 1, m, &x, 100);
     }
     assert_int_equal(account(b).epoch, 2);
-    char *s = coordinate_status(b->c, b->now, "r"); /* no chunk is counted twice: 6 x 100 of 2000 frames */
-    assert_non_null(strstr(s, "\"done\":1"));
-    assert_non_null(strstr(s, "\"train_loss\":2.0"));
-    free(s);
+    told(b, "\"done\":1", true); /* no chunk is counted twice: 6 x 100 of 2000 frames */
+    told(b, "\"train_loss\":2.0", true);
     char *rows = coordinate_rows(b->c);
     struct coordinator *c = bench_core(b);
     apply_lines(c, rows, coordinate_apply_row);
@@ -271,13 +259,9 @@ static void chunks_used_after_the_set_of_a_fallen_server_are_opened_again(void *
 static void a_lease_granted_before_a_server_fell_is_not_believed(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     struct msg_lease l = ask(b, 1, m, 1);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 9}};
-    say(b, 1, &gone);
+    dies(b, 9);
     server(b, 10, 1);
     used(b, 1, m, &l, 100);
     assert_int_equal(account(b).used, 0);
@@ -299,8 +283,7 @@ static void the_journal_alone_gives_the_same_state(void **state)
     used(b, 1, m, &l[0], 10);
     used(b, 2, n, &l[1], 20);
     used(b, 1, m, &l[2], 30);
-    struct msg gone = {.type = MSG_GONE, .gone = {.host = "h", .pid = 2}};
-    say(b, 1, &gone);
+    dies(b, 2);
     char *rows = coordinate_rows(b->c);
     struct coordinator *c = bench_core(b);
     apply_lines(c, b->journal, coordinate_apply_row);
@@ -315,10 +298,7 @@ static void the_journal_alone_gives_the_same_state(void **state)
 static void a_question_whose_lease_is_gone_is_answered_ask_again(void **state)
 {
     struct bench *b = *state;
-    bench_start(b);
-    server(b, 8, 0);
-    server(b, 9, 1);
-    uint64_t m = worker(b, 1);
+    uint64_t m = bench_begin(b);
     struct msg_lease l = ask(b, 1, m, 1);
     assert_int_equal(l.kind, LEASE_TRAIN);
     used(b, 1, m, &l, 10);
@@ -328,7 +308,7 @@ static void a_question_whose_lease_is_gone_is_answered_ask_again(void **state)
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, bench_tear_down)
     const struct CMUnitTest tests[] = {
         TEST(a_question_whose_lease_is_gone_is_answered_ask_again),
         TEST(every_chunk_of_an_epoch_is_leased_once_and_in_order),

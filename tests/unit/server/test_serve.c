@@ -27,20 +27,8 @@ static float push_once(const char *endpoint, uint32_t generation, uint64_t seq, 
     struct frame *payload = NULL;
     uint64_t peer;
     int link = wire_connect(w, endpoint);
-    struct msg m;
     assert_int_equal(join_shard(w, link, 9), generation);
-    size_t floats = blocks_floats(&cut, 0);
-    payload = frame_new(floats * sizeof(float));
-    for (size_t i = 0; i < floats; i++) ((float *)frame_data(payload))[i] = 0.01f;
-    m = (struct msg){.type = MSG_PUSH, .job = JOB};
-    m.push = (struct msg_push){.member = 9,
-                               .seq = seq,
-                               .job_generation = 1,
-                               .generation = generation,
-                               .frames = 10,
-                               .pull = true,
-                               .hash = wire_hash(frame_data(payload), frame_len(payload))};
-    assert_int_equal(wire_send(w, link, 0, &m, &payload), 0);
+    assert_true(send_push(w, link, 9, seq, generation, 0, 0.01f));
     *answer = expect(w, MSG_ANSWER, &peer, &payload).answer;
     assert_non_null(payload);
     float first = ((float *)frame_data(payload))[0];
@@ -53,13 +41,10 @@ static float push_once(const char *endpoint, uint32_t generation, uint64_t seq, 
 static void a_server_comes_back_with_what_it_wrote(void **state)
 {
     (void)state;
-    char endpoint[MSG_MAX_ENDPOINT];
     struct msg_answer a;
     struct msg join;
     uint64_t peer;
-    struct wire *w = wire_new();
-    assert_int_equal(wire_bind(w, "127.0.0.1", endpoint), 0);
-    publish(endpoint, 1);
+    struct wire *w = play_coordinator(1);
     start_server(NULL);
     answer_join(w, 1, 1, 0, &join, &peer);
     assert_int_equal(join.join.role, ROLE_SERVER);
@@ -81,8 +66,7 @@ static void a_server_comes_back_with_what_it_wrote(void **state)
     push_once(join.join.endpoint, 2, 2, &a);
     assert_true(a.verdict == VERDICT_APPLIED && a.version == 2);
     order_set(w, peer, 1, 1); /* nobody completed it: it is written once more */
-    order_command(w, peer, 1, COMMAND_FINISH);
-    assert_int_equal(end_of_server(), 0);
+    end_server(w, peer, 1, COMMAND_FINISH, 0);
     wire_free(&w);
 }
 
@@ -90,12 +74,9 @@ static void a_server_comes_back_with_what_it_wrote(void **state)
 static void a_hello_before_joined_is_answered_not_lost(void **state)
 {
     (void)state;
-    char endpoint[MSG_MAX_ENDPOINT];
     struct msg join;
     uint64_t peer;
-    struct wire *w = wire_new(), *worker = wire_new();
-    assert_int_equal(wire_bind(w, "127.0.0.1", endpoint), 0);
-    publish(endpoint, 1);
+    struct wire *w = play_coordinator(1), *worker = wire_new();
     start_server(NULL);
     join = expect(w, MSG_JOIN, &peer, NULL);
     int link = wire_connect(worker, join.join.endpoint);
@@ -103,8 +84,7 @@ static void a_hello_before_joined_is_answered_not_lost(void **state)
     assert_int_equal(expect(worker, MSG_REFUSED, &peer, NULL).refused.reason, REFUSAL_NOT_READY);
     answer_join(w, 1, 1, 0, &join, &peer); /* it is said again */
     assert_int_equal(join_shard(worker, link, 9), 1);
-    order_command(w, peer, 1, COMMAND_FINISH);
-    assert_int_equal(end_of_server(), 0);
+    end_server(w, peer, 1, COMMAND_FINISH, 0);
     wire_free(&worker);
     wire_free(&w);
 }
@@ -112,12 +92,9 @@ static void a_hello_before_joined_is_answered_not_lost(void **state)
 static void a_new_coordinator_is_found_and_an_old_one_ignored(void **state)
 {
     (void)state;
-    char endpoint[MSG_MAX_ENDPOINT];
     struct msg join;
     uint64_t peer;
-    struct wire *old = wire_new(), *w = wire_new();
-    assert_int_equal(wire_bind(old, "127.0.0.1", endpoint), 0);
-    publish(endpoint, 3);
+    struct wire *old = play_coordinator(3);
     start_server(NULL);
     answer_join(old, 3, 1, 0, &join, &peer);
     order_command(old, peer, 2, COMMAND_INTERRUPT); /* superseded */
@@ -126,24 +103,19 @@ static void a_new_coordinator_is_found_and_an_old_one_ignored(void **state)
     kill(child, SIGTERM);
     expect(old, MSG_BEAT, &peer, NULL);
     wire_free(&old);
-    assert_int_equal(wire_bind(w, "127.0.0.1", endpoint), 0);
-    publish(endpoint, 4);
+    struct wire *w = play_coordinator(4);
     answer_join(w, 4, 1, 0, &join, &peer);
     assert_true(join.join.member == 5 && join.join.generation == 1);
     assert_int_equal(expect(w, MSG_BEAT, &peer, NULL).beat.incarnation, 4);
-    order_command(w, peer, 4, COMMAND_INTERRUPT);
-    assert_int_equal(end_of_server(), 75);
+    end_server(w, peer, 4, COMMAND_INTERRUPT, 75);
     wire_free(&w);
 }
 
 static void a_refusal_ends_it_with_the_sentence(void **state)
 {
     (void)state;
-    char endpoint[MSG_MAX_ENDPOINT];
     uint64_t peer;
-    struct wire *w = wire_new();
-    assert_int_equal(wire_bind(w, "127.0.0.1", endpoint), 0);
-    publish(endpoint, 1);
+    struct wire *w = play_coordinator(1);
     start_server(NULL);
     expect(w, MSG_JOIN, &peer, NULL);
     struct msg m = {.type = MSG_REFUSED, .job = JOB};

@@ -42,21 +42,8 @@ static struct worker new_worker(const char *endpoint, uint64_t member)
 static bool push_next(struct worker *k)
 {
     uint32_t block = (uint32_t)(k->sent % cut.count);
-    size_t floats = blocks_floats(&cut, block);
-    struct frame *f = frame_new(floats * sizeof(float));
-    for (size_t i = 0; i < floats; i++) ((float *)frame_data(f))[i] = 0.0625f;
-    struct msg m = {.type = MSG_PUSH, .job = JOB};
-    m.push = (struct msg_push){.member = k->member,
-                               .seq = 1 + k->sent / cut.count,
-                               .job_generation = 1,
-                               .generation = 1,
-                               .block = block,
-                               .frames = 10,
-                               .pull = true,
-                               .hash = wire_hash(frame_data(f), frame_len(f))};
-    bool is_sent = wire_send(k->wire, k->link, 0, &m, &f) == 0;
+    bool is_sent = send_push(k->wire, k->link, k->member, 1 + k->sent / cut.count, 1, block, 0.0625f);
     k->sent += is_sent;
-    frame_free(&f);
     return is_sent;
 }
 
@@ -150,11 +137,8 @@ static uint64_t sum_of_versions(struct worker *k)
 
 static struct scene new_scene(void)
 {
-    char endpoint[MSG_MAX_ENDPOINT];
-    struct scene c = {.coordinator = wire_new()};
+    struct scene c = {.coordinator = play_coordinator(1)};
     struct msg join;
-    assert_int_equal(wire_bind(c.coordinator, "127.0.0.1", endpoint), 0);
-    publish(endpoint, 1);
     start_server(NULL);
     answer_join(c.coordinator, 1, 1, 0, &join, &c.server);
     c.good = new_worker(join.join.endpoint, 9);
@@ -165,8 +149,7 @@ static struct scene new_scene(void)
 static void free_scene(struct scene *c)
 {
     keep_company(c, 1500); /* its next beat: it has read what it was told */
-    order_command(c->coordinator, c->server, 1, COMMAND_FINISH);
-    assert_int_equal(end_of_server(), 0);
+    end_server(c->coordinator, c->server, 1, COMMAND_FINISH, 0);
     wire_free(&c->good.wire);
     wire_free(&c->bad.wire);
     wire_free(&c->coordinator);
