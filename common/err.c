@@ -6,6 +6,7 @@
 #include <string.h>
 
 static _Thread_local char sentence[1024];
+static _Thread_local int kept_code;
 
 int err_set(int code, const char *format, ...)
 {
@@ -15,7 +16,7 @@ int err_set(int code, const char *format, ...)
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     memcpy(sentence, text, sizeof sentence);
-    return code;
+    return kept_code = code;
 }
 
 int err_prefix(int code, const char *format, ...)
@@ -30,12 +31,17 @@ int err_prefix(int code, const char *format, ...)
     memcpy(text + n, sentence, rest < room ? rest : room); /* what does not fit is cut */
     memcpy(sentence, text, sizeof sentence);
     sentence[sizeof sentence - 1] = 0;
-    return code;
+    return kept_code = code;
 }
 
 const char *err_text(void)
 {
     return sentence;
+}
+
+int err_code(void)
+{
+    return kept_code;
 }
 
 int err_exit_code(int code)

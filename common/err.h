@@ -23,6 +23,8 @@ int err_set(int code, const char *format, ...) __attribute__((format(printf, 2, 
 int err_prefix(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* The sentence kept last on this thread, "" if none. */
 const char *err_text(void);
+/* The code that was given with it: for functions that return NULL on failure. 0 if there is none. */
+int err_code(void);
 /* Process exit status for a code: 0, 1..7 or 75. */
 int err_exit_code(int code);
 /* Prints "program: sentence" to stderr and returns the exit status, for main(). */

@@ -191,7 +191,7 @@ static int read_head(struct safetensors *s)
     int rc = read_at(s, 0, sizeof len, &len);
     if (rc < 0) return rc;
     if (len < 2 || len > MAX_HEADER || len > s->size - 8)
-        return damaged(s, "the length of its header is not possible");
+        return damaged(s, "the length of its header is not possible; or it is a file of another kind");
     s->head = 8 + len;
     s->text = xcalloc(1, len + 1);
     rc = read_at(s, 8, len, s->text);

@@ -62,6 +62,10 @@ struct ark_reader *ark_open(const char *rspecifier, const struct ark_options *o)
     }
     const char *name = colon + 1;
     while (*name == ' ') name++;
+    if (!*name) {
+        err_set(ERR_USAGE, "'%.200s' names no file: write ark:FILE, scp:FILE or ark:-", rspecifier);
+        return NULL;
+    }
     struct ark_reader *r = xcalloc(1, sizeof *r);
     r->is_scp = is_scp;
     r->allow_pipes = o->allow_pipes;

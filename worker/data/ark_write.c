@@ -161,8 +161,11 @@ static int open_outputs(struct ark_writer *w, bool ark, bool scp, const char *na
     if (!(ark && scp)) return open_output(names, &w->ark);
     const char *comma = strchr(names, ',');
     if (!comma) return err_set(ERR_USAGE, "ark,scp: needs two files: ark,scp:FILE.ark,FILE.scp");
-    char *first = xcalloc((size_t)(comma - names) + 1, 1);
-    memcpy(first, names, (size_t)(comma - names));
+    size_t n = (size_t)(comma - names);
+    if (strlen(comma + 1) == n && memcmp(names, comma + 1, n) == 0)
+        return err_set(ERR_USAGE, "ark,scp: needs two files, and both are to be '%.200s'", comma + 1);
+    char *first = xcalloc(n + 1, 1);
+    memcpy(first, names, n);
     int rc = open_output(first, &w->ark);
     if (rc == 0 && !w->ark.path)
         rc = err_set(ERR_USAGE, "'%.200s' is no plain file, and an scp file needs offsets into one", first);

@@ -111,7 +111,8 @@ int scp_read(const char *path, const char *folder, bool allow_command, struct sc
         free(text);
         return rc;
     }
-    *out = (struct scp){.text = text, .path = xstrdup(path), .folder = scp_folder_of(path)};
+    char *own = input_is_pipe(path) ? xstrdup("") : scp_folder_of(path); /* a command has no folder */
+    *out = (struct scp){.text = text, .path = xstrdup(path), .folder = own};
     split_lines(out, len);
     sort_entries(out);
     return 0;

@@ -51,6 +51,11 @@ static const char usage[] = "usage: chorale eval RUN|MODEL --data DIR [--targets
                             "Exit status: 0 done, 2 usage, 3 the data cannot be used, 5 it does not fit the\n"
                             "model, 7 storage.\n";
 
+static int unknown_option(const char *word)
+{
+    return err_set(ERR_USAGE, "unknown option '%.80s'; see `chorale eval --help`", word);
+}
+
 static int parse_options(int argc, char **argv, struct request *q)
 {
     static const struct option names[] = {
@@ -72,13 +77,15 @@ static int parse_options(int argc, char **argv, struct request *q)
         else if (c == ':')
             return err_set(ERR_USAGE, "%s wants a value; see `chorale eval --help`", argv[optind - 1]);
         else
-            return err_set(ERR_USAGE, "unknown option '%.80s'; see `chorale eval --help`", argv[optind - 1]);
+            return unknown_option(argv[optind - 1][0] == '-' ? argv[optind - 1] : argv[optind]);
     }
-    if (optind + 1 != argc)
+    if (optind + 1 != argc || !argv[optind][0])
         return err_set(ERR_USAGE, "name one run or model file: chorale eval RUN --data DIR");
     q->model = argv[optind];
     if (!q->data || !q->data[0])
         return err_set(ERR_USAGE, "name the data: chorale eval %.200s --data DIR", q->model);
+    if (q->targets && !q->targets[0])
+        return err_set(ERR_USAGE, "--targets names no file; leave it away for those of the job");
     return 0;
 }
 
@@ -149,6 +156,8 @@ static void print_table(const struct evaluation *e, uint64_t utterances, const s
     if (silence->n && e->speech_frames)
         printf("without silence %10.2f %%  (%" PRIu64 " frames)\n",
                100 * ratio(e->speech_correct, e->speech_frames), e->speech_frames);
+    else if (silence->n)
+        printf("without silence       none\n");
 }
 
 /* Utterances that could not even be joined have failed, too. */

@@ -317,8 +317,7 @@ static int features(const struct settings *s, const char *rspecifier, const char
     if (rc) goto done;
     w.input = input_new();
     w.writer = ark_writer_open(wspecifier);
-    /* the sentence is kept already; only a name that cannot be meant as a wspecifier is bad usage */
-    rc = w.writer ? list_make(&w, &list) : strncmp(wspecifier, "ark", 3) ? ERR_USAGE : ERR_STORAGE;
+    rc = w.writer ? list_make(&w, &list) : err_code();
     if (!rc) rc = ark_writer_commit(&w.writer);
     ark_writer_free(&w.writer);
     input_free(&w.input);

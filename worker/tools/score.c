@@ -4,6 +4,7 @@
 #include "common/files.h"
 #include "common/snapshot.h"
 #include "worker/data/ark.h"
+#include "worker/data/input.h"
 #include "worker/data/utterance.h"
 #include "worker/job.h"
 #include "worker/nnet/blas.h"
@@ -17,10 +18,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WINDOW     32    /* frames computed at once */
-#define MIN_PRIOR  1e-10 /* below it a class is never to be decoded, as in Kaldi's PdfPrior */
-#define MAX_PRIORS (256u << 20)
-#define MAX_TOLD   10 /* utterances named that were left out */
+#define WINDOW     32           /* frames computed at once */
+#define MIN_PRIOR  1e-10        /* below it a class is never to be decoded, as in Kaldi's PdfPrior */
+#define MAX_PRIOR  1e15         /* frames of one target: more than anybody has, and sums stay finite */
+#define MAX_PRIORS (256u << 20) /* bytes */
+#define MAX_TOLD   10           /* utterances named that were left out */
 
 struct request {
     const char *model, *rspecifier, *wspecifier, *priors, *data; /* borrowed; NULL = not given */
@@ -66,6 +68,11 @@ static const char usage[] =
     "Exit status: 0 done, 2 usage, 3 the data cannot be used, 5 it does not fit the\n"
     "model, 7 storage.\n";
 
+static int unknown_option(const char *word)
+{
+    return err_set(ERR_USAGE, "unknown option '%.80s'; see `chorale score --help`", word);
+}
+
 static int parse_options(int argc, char **argv, struct request *q)
 {
     static const struct option names[] = {{"log-likelihoods", no_argument, NULL, 'l'},
@@ -86,11 +93,14 @@ static int parse_options(int argc, char **argv, struct request *q)
         else if (c == ':')
             return err_set(ERR_USAGE, "%s wants a value; see `chorale score --help`", argv[optind - 1]);
         else
-            return err_set(ERR_USAGE, "unknown option '%.80s'; see `chorale score --help`", argv[optind - 1]);
+            return unknown_option(argv[optind - 1][0] == '-' ? argv[optind - 1] : argv[optind]);
     }
-    if (optind + 3 != argc)
-        return err_set(ERR_USAGE,
-                       "chorale score wants RUN or MODEL, an rspecifier and a wspecifier; see --help");
+    if (optind + 3 != argc || !argv[optind][0])
+        return err_set(ERR_USAGE, "name a run or model, an rspecifier and a wspecifier: chorale score RUN "
+                                  "scp:feats.scp ark:post.ark");
+    if ((q->priors && !q->priors[0]) || (q->data && !q->data[0]))
+        return err_set(ERR_USAGE, "%s wants a name; see `chorale score --help`",
+                       q->data && !q->data[0] ? "--data" : "--priors");
     if (q->likelihoods != (q->priors != NULL))
         return err_set(ERR_USAGE, "--log-likelihoods and --priors FILE go together");
     q->model = argv[optind];
@@ -120,20 +130,29 @@ static int check_specifiers(const struct request *q)
 
 /* ------------------------------------------------------------------ priors */
 
-/* Exactly n numbers >= 0, with or without [ ]; *sum > 0. */
-static int parse_priors(const char *path, const char *text, size_t n, float *out, double *sum)
+/* A word of len letters that is a decimal number from 0 to MAX_PRIOR; negative if it is not. */
+static double parse_prior(const char *word, size_t len)
 {
-    size_t k = 0;
+    char *end;
+    if (strspn(word, "0123456789.eE+-") < len) return -1; /* no hex, no nan */
+    double v = strtod(word, &end);
+    return end == word + len && v <= MAX_PRIOR ? v : -1;
+}
+
+/* Exactly n numbers >= 0, with or without [ ]; *sum > 0. */
+static int parse_priors(const char *path, const char *text, size_t n, double *out, double *sum)
+{
+    size_t k = 0, len;
     *sum = 0;
-    for (const char *at = text + strspn(text, " \t\r\n["); *at; at += strspn(at, " \t\r\n]")) {
-        char *end;
-        double v = strtod(at, &end);
-        if (end == at || !(v >= 0) || !isfinite(v))
-            return err_set(ERR_DATA, "%.200s: '%.20s' is not a number of frames", path, at);
+    for (const char *at = text + strspn(text, " \t\r\n["); *at; at += len + strspn(at + len, " \t\r\n]")) {
+        len = strcspn(at, " \t\r\n]");
+        double v = parse_prior(at, len);
+        if (len == 0 || v < 0)
+            return err_set(ERR_DATA, "%.200s: '%.*s' is not a number of frames", path,
+                           len < 20 ? (int)len : 20, at);
         if (k == n) return err_set(ERR_DATA, "%.200s has more than the model's %zu targets", path, n);
-        out[k++] = (float)v;
+        out[k++] = v;
         *sum += v;
-        at = end;
     }
     if (k < n) return err_set(ERR_DATA, "%.200s has %zu numbers, the model has %zu targets", path, k, n);
     return *sum > 0 ? 0 : err_set(ERR_DATA, "%.200s: all priors are 0", path);
@@ -147,13 +166,15 @@ static int load_priors(struct score *s)
     double sum;
     if (!path) return 0;
     int rc = files_read(path, MAX_PRIORS, &text, NULL);
-    if (rc < 0) return err_set(ERR_DATA, "%s", err_text());
+    if (rc < 0) return err_prefix(ERR_DATA, "--priors");
+    double *priors = xcalloc(n, sizeof *priors);
     s->log_priors = xcalloc(n, sizeof *s->log_priors);
-    rc = parse_priors(path, text, n, s->log_priors, &sum);
+    rc = parse_priors(path, text, n, priors, &sum);
     for (size_t k = 0; rc == 0 && k < n; k++) {
-        double prior = (double)s->log_priors[k] / sum;
+        double prior = priors[k] / sum;
         s->log_priors[k] = prior < MIN_PRIOR ? sqrtf(FLT_MAX) : (float)log(prior);
     }
+    free(priors);
     free(text);
     return rc;
 }
@@ -170,6 +191,8 @@ static int load_speakers(struct score *s)
 {
     const struct request *q = s->request;
     struct job_data_options how = {q->allow_pipes, CORPUS_OPTIONS_DEFAULT.length_tolerance};
+    if (q->data && !files_is_dir(q->data)) /* also where it is not needed */
+        return err_set(ERR_DATA, "--data: %.200s is not a data directory", q->data);
     if (!s->facts.speaker_cmvn) return 0;
     if (!q->data)
         return err_set(ERR_USAGE,
@@ -285,9 +308,13 @@ static int score_table(struct score *s, struct ark_reader *from, struct ark_writ
             fprintf(stderr, "chorale score: %s left out: %s\n", id, err_text());
     }
     if (rc < 0) return rc;
-    return s->scored ? 0
-                     : err_set(ERR_DATA, "%.200s: no utterance of %" PRIu64 " could be used",
-                               s->request->rspecifier, s->left_out);
+    if (s->scored) return 0;
+    if (s->left_out == 0)
+        return err_set(ERR_DATA, "%.200s has no utterances%s", s->request->rspecifier,
+                       input_is_pipe(s->request->rspecifier) ? "; run that command by itself to see why"
+                                                             : "");
+    return err_set(ERR_DATA, "%.200s: no utterance of %" PRIu64 " could be used", s->request->rspecifier,
+                   s->left_out);
 }
 
 /* The output gets its name when all of it is there. */
@@ -296,9 +323,9 @@ static int copy_table(struct score *s)
     const struct request *q = s->request;
     struct ark_options how = {.allow_pipes = q->allow_pipes, .allow_command = true};
     struct ark_reader *from = ark_open(q->rspecifier, &how);
-    if (!from) return ERR_DATA; /* the sentence is kept */
+    if (!from) return err_code();
     struct ark_writer *to = ark_writer_open(q->wspecifier);
-    int rc = to ? score_table(s, from, to) : ERR_STORAGE;
+    int rc = to ? score_table(s, from, to) : err_code();
     if (rc < 0) {
         char *why = xstrdup(err_text());
         ark_close(&from);

@@ -65,6 +65,15 @@ static void the_sentence_belongs_to_its_thread(void **state)
     assert_string_equal(err_text(), "mine");
 }
 
+static void the_code_is_kept_with_its_sentence(void **state)
+{
+    (void)state;
+    err_set(ERR_STORAGE, "the disk is full");
+    assert_int_equal(err_code(), ERR_STORAGE);
+    err_prefix(ERR_DATA, "set 3");
+    assert_int_equal(err_code(), ERR_DATA);
+}
+
 static void memory_comes_zeroed_and_aligned(void **state)
 {
     (void)state;
@@ -86,6 +95,7 @@ int main(void)
         cmocka_unit_test(a_sentence_may_be_built_from_the_one_before),
         cmocka_unit_test(a_sentence_too_long_is_cut_and_never_overruns),
         cmocka_unit_test(the_sentence_belongs_to_its_thread),
+        cmocka_unit_test(the_code_is_kept_with_its_sentence),
         cmocka_unit_test(memory_comes_zeroed_and_aligned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
