@@ -110,7 +110,7 @@ struct config {
         enum durability durability;
     } checkpoint;
     struct {
-        int servers, workers; /* workers 0 = one per core that is left */
+        int servers, workers; /* workers 0 = one per train.threads cores that are left */
         char *network, *ports;
         enum security security;
     } cluster;

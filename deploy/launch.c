@@ -407,6 +407,12 @@ static void init(struct launch *l, const struct launch_options *o)
     schedule_all(l);
 }
 
+int launch_workers(int cores, int servers, int threads)
+{
+    int workers = (cores - servers) / threads;
+    return workers > 1 ? workers : 1;
+}
+
 int launch_run(const struct launch_options *o)
 {
     struct launch l;

@@ -26,6 +26,9 @@ struct launch_options {
     struct progress *progress;
 };
 
+/* Workers of a job that names no number (cluster.workers 0): one for each `threads` cores that the servers
+ * leave, at least one. */
+int launch_workers(int cores, int servers, int threads);
 /* Runs the job to its end: 0 done, ERR_INTERRUPTED after INT, TERM or HUP (the job can be resumed), another
  * negative enum err with a sentence otherwise. No child is left when it returns. */
 int launch_run(const struct launch_options *o);

@@ -46,7 +46,8 @@ static int print_help(void)
          "from the newest one. RUN/final.safetensors is the model in the end.\n"
          "\n"
          "  --servers N     parameter servers, one shard each (cluster.servers)\n"
-         "  --workers N     workers; 0: one per core that is left (cluster.workers)\n"
+         "  --workers N     workers; 0: one per train.threads cores that are left\n"
+         "                  (cluster.workers)\n"
          "  --set OPT=VALUE one option; the merged job is written back to RUN/job.yaml.\n"
          "                  What the model and its data are cannot change once the run\n"
          "                  has started\n"
@@ -126,10 +127,8 @@ static int settle(const struct request *q, const char *job, struct config *c)
 {
     int rc = config_load_merged(job, q->sets, q->num_sets, c);
     if (rc < 0) return rc;
-    if (c->cluster.workers == 0) {
-        int left = (cores() - c->cluster.servers) / c->train.threads;
-        c->cluster.workers = left > 1 ? left : 1;
-    }
+    if (c->cluster.workers == 0)
+        c->cluster.workers = launch_workers(cores(), c->cluster.servers, c->train.threads);
     return 0;
 }
 

@@ -291,9 +291,25 @@ static void switches_are_not_counted_as_falls(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
+/* ------------------------------------------------------------------ how many */
+
+static void workers_without_a_number_share_the_cores_that_the_servers_leave(void **state)
+{
+    (void)state;
+    static const struct {
+        int cores, servers, threads, workers;
+    } rows[] = {{8, 1, 1, 7},  {8, 2, 1, 6}, {8, 1, 2, 3}, {9, 1, 2, 4}, {64, 4, 15, 4}, {8, 1, 7, 1},
+                {8, 1, 16, 1}, {2, 1, 1, 1}, {1, 1, 1, 1}, {4, 8, 1, 1}, {2, 64, 16, 1}};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        int got = launch_workers(rows[i].cores, rows[i].servers, rows[i].threads);
+        if (got != rows[i].workers) fail_msg("row %zu: %d, expected %d", i, got, rows[i].workers);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(workers_without_a_number_share_the_cores_that_the_servers_leave),
         TEST(a_job_that_ends_well_starts_each_process_once),
         TEST(a_killed_worker_is_told_to_the_coordinator_and_replaced),
         TEST(a_killed_server_comes_back_with_recover),

@@ -1,4 +1,6 @@
 /* chorale train: its command line and the lines of progress. */
+#define _GNU_SOURCE /* sched_getaffinity */
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,9 +9,13 @@
 
 #include "common/rendezvous.h"
 #include "common/clock.h"
+#include "common/config.h"
+#include "deploy/launch.h"
 #include "deploy/progress.h"
 #include "tests/unit/deploy/program.h"
 #include "tests/unit/worker/data_dir.h"
+
+#include <sched.h>
 
 static struct data_dir home;
 
@@ -93,21 +99,45 @@ static void a_change_of_the_model_is_refused_and_the_job_file_stays(void **state
     assert_false(program_is_there("run/job.yaml.new"));
 }
 
-static void a_job_that_is_done_starts_nothing_and_says_so(void **state)
+static void put_finished_run(void)
 {
-    (void)state;
     program_write("run/job.yaml", small_job);
     assert_int_equal(RUN_PROGRAM("chorale-prepare", "run", "--quiet"), 0);
     program_write("run/final.safetensors", "x");
     program_write("run/status.json",
                   "{\"state\":\"finished\",\"epochs\":10,\"dev_accuracy\":0.5,\"checkpoint\":{\"set\":0},"
                   "\"shards\":[{\"shard\":0,\"p50\":1,\"p95\":2,\"max\":3}]}");
+}
+
+static void a_job_that_is_done_starts_nothing_and_says_so(void **state)
+{
+    (void)state;
+    put_finished_run();
     assert_int_equal(RUN_PROGRAM("chorale", "train", "run"), 0);
     assert_non_null(strstr(program_err, "all 10 epochs are done already"));
     assert_non_null(strstr(program_out, "dev accuracy 50.00 %"));
     assert_non_null(strstr(program_out, "staleness p50"));
     assert_false(program_is_there("run/members/launcher"));
     assert_false(program_is_there("run/logs/coordinator.err"));
+}
+
+/* What `workers: 0` means here is written to the job file, which the coordinator reads. */
+static void the_number_of_workers_is_settled_by_the_cores_that_may_be_used(void **state)
+{
+    (void)state;
+    for (int threads = 1; threads <= 2; threads++) {
+        cpu_set_t set;
+        struct config c;
+        char *path = files_join(home.path, "run/job.yaml"), *option = xprintf("train.threads=%d", threads);
+        assert_int_equal(sched_getaffinity(0, sizeof set, &set), 0);
+        put_finished_run();
+        assert_int_equal(RUN_PROGRAM("chorale", "train", "run", "--workers", "0", "--set", option), 0);
+        assert_int_equal(config_load(path, &c), 0);
+        assert_int_equal(c.cluster.workers, launch_workers(CPU_COUNT(&set), c.cluster.servers, threads));
+        config_free(&c);
+        free(option);
+        free(path);
+    }
 }
 
 static void a_second_launcher_is_refused(void **state)
@@ -247,6 +277,7 @@ int main(void)
         TEST(a_bad_command_line_gives_one_sentence_and_changes_nothing),
         TEST(a_change_of_the_model_is_refused_and_the_job_file_stays),
         TEST(a_job_that_is_done_starts_nothing_and_says_so),
+        TEST(the_number_of_workers_is_settled_by_the_cores_that_may_be_used),
         TEST(a_second_launcher_is_refused),
         TEST(progress_tells_a_line_now_and_then_and_every_epoch_once),
         TEST(the_live_line_fits_and_says_all_that_matters),
