@@ -8,7 +8,7 @@
 #define REPEATS 5
 #define SECONDS 0.3  /* of what a named figure needs, */
 #define SHORT   0.15 /* of all else, */
-#define PEER    0.5  /* and of each figure of a peer */
+#define PEER    0.3  /* and of each figure of a peer */
 #define KINDS   (WORK_STEP + 1)
 
 /* One model, one number of streams, in one repeat: frames/s; NaN where it was not measured. */

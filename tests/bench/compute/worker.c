@@ -15,7 +15,7 @@
 
 #define MAX_NORM 1e9  /* never above it */
 #define BUSY     0.97 /* below it something else was running: once more, */
-#define TRIES    4    /* so often */
+#define AGAIN    100  /* but no more than so often in all */
 
 /* What is needed of one model. Nets are made at their first task. */
 struct seat {
@@ -205,11 +205,12 @@ void worker_warm(const struct process *workers, int n, struct task t)
 }
 
 static double least_busy = 1;
+static int again = AGAIN;
 
 double worker_rate(const struct process *workers, int n, struct task t, double seconds)
 {
     struct run all = run_all(workers, n, t, seconds);
-    for (int i = 0; i < TRIES && all.busy < BUSY; i++) all = run_all(workers, n, t, seconds);
+    for (; all.busy < BUSY && again > 0; again--) all = run_all(workers, n, t, seconds);
     least_busy = fmin(least_busy, all.busy);
     return t.work == WORK_GEMM || t.work == WORK_READ ? all.rate / 1e9 : all.rate;
 }

@@ -29,7 +29,7 @@ struct process worker_start(int k);
 /* Does it once, so that everything is in its place. */
 void worker_warm(const struct process *workers, int n, struct task t);
 /* The first n workers at the same time: the sum of their frames/s, of PUSH and TURN times/s, GFLOP/s, GB/s.
- * Once more, a few times, where something else had a CPU of theirs. */
+ * Once more where something else had a CPU of theirs, a hundred times in all. */
 double worker_rate(const struct process *workers, int n, struct task t, double seconds);
 /* The smallest share of the time of a worker_rate that a worker had its CPU, since the last call. */
 double worker_busy(void);
