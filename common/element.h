@@ -22,12 +22,12 @@ enum element_type { ELEMENT_FP32, ELEMENT_BF16, ELEMENT_FP16, ELEMENT_INT8, ELEM
 /* Bytes of n numbers. */
 size_t element_bytes(enum element_type t, size_t n);
 const char *element_name(enum element_type t); /* "bf16" */
-/* to: element_bytes(t, n), aligned to 8; must not overlap `from`, but for fp32, where it may be `from`. */
+/* to: element_bytes(t, n), aligned to 4; must not overlap `from`, but for fp32, where it may be `from`. */
 void element_encode(enum element_type t, const float *from, size_t n, void *to);
 /* Encodes from + residual; what rounding took off is the new residual (fp32: 0). Where the receiver gets no
  * finite number the residual becomes 0. No two of the three may overlap. */
 void element_encode_feedback(enum element_type t, const float *from, float *residual, size_t n, void *to);
-/* from: element_bytes(t, n), aligned to 8; bytes of a peer: any bits are allowed. */
+/* from: element_bytes(t, n), aligned to 4; bytes of a peer: any bits are allowed. */
 void element_decode(enum element_type t, const void *from, size_t n, float *to);
 
 #endif

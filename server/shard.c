@@ -98,14 +98,21 @@ static void remember(struct shard *s, uint64_t member, uint32_t local, struct fr
     if (place) element_decode(s->o.weights, frame_data(f), shard_floats(s, local), place);
 }
 
-void shard_pack(struct shard *s, uint64_t member, uint32_t local, const float *w, struct frame **frame)
+struct frame *shard_room(const struct shard *s, uint32_t local, struct frame *came)
 {
-    size_t n = shard_floats(s, local), len = element_bytes(s->o.weights, n);
-    struct frame *f = *frame && frame_len(*frame) == len ? *frame : frame_new(len);
-    if (frame_data(f) != w) element_encode(s->o.weights, w, n, frame_data(f));
-    if (f != *frame) frame_free(frame);
-    *frame = f;
-    if (s->o.rule.compensation > 0) remember(s, member, local, f);
+    size_t len = element_bytes(s->o.weights, shard_floats(s, local));
+    return came && frame_len(came) == len ? came : frame_new(len);
+}
+
+void shard_pack(struct shard *s, uint64_t member, uint32_t local, bool is_packed, struct frame **frame)
+{
+    if (!is_packed) {
+        struct frame *f = shard_room(s, local, *frame);
+        element_encode(s->o.weights, shard_weights(s, local), shard_floats(s, local), frame_data(f));
+        if (f != *frame) frame_free(frame);
+        *frame = f;
+    }
+    if (s->o.rule.compensation > 0) remember(s, member, local, *frame);
 }
 
 /* --- what comes in */
@@ -149,7 +156,7 @@ static struct frame *read_block(struct shard *s, const struct msg_read *r, struc
     struct frame *f = NULL;
     if (!from || (r->set == 0 && roster_steps(&s->roster, local) < r->step)) return NULL;
     if (r->set == 0)
-        shard_pack(s, r->member, local, shard_weights(s, local), &f);
+        shard_pack(s, r->member, local, false, &f);
     else
         f = frame_copy(from->weights + offset_of(s, local), shard_floats(s, local) * sizeof(float));
     b->found = true;

@@ -84,7 +84,7 @@ static struct told look_at(const struct shard *s, uint32_t local)
 static void update(struct shard *s, uint32_t local, float *sum, uint64_t frames, bool any_frames)
 {
     if (frames > 0)
-        shard_push_apply(s, local, sum, frames, 0, NULL);
+        shard_push_apply(s, local, sum, frames);
     else if (s->o.backup > 0 && any_frames)
         shard_push_count_step(s, local, 0);
 }
@@ -92,12 +92,12 @@ static void update(struct shard *s, uint32_t local, float *sum, uint64_t frames,
 static void answer_held(struct shard *s, uint64_t now, uint32_t local, struct held *h, uint64_t staleness)
 {
     struct pushed in = {&h->push, h->peer, now, local, admit_find(&s->table, h->push.member)};
-    struct outcome out = {h->verdict, staleness, {0}};
+    struct outcome out = {.verdict = h->verdict, .staleness = staleness};
     shard_push_store(s, &in, h->verdict);
     if (h->verdict == VERDICT_APPLIED) shard_push_tell(s, &in);
     if (h->push.pull && now > h->since) s->counts.wait_ns += now - h->since;
     out.ticket = shard_bsp_ticket(s, &in, h->verdict);
-    shard_push_answer(s, &in, &out, shard_weights(s, local), &h->frame);
+    shard_push_answer(s, &in, &out, &h->frame);
 }
 
 /* Everyone's push of the block is here. */
@@ -126,8 +126,9 @@ static void step_together(struct shard *s, uint64_t now, uint32_t local)
 /* --- holding */
 static void say_received(struct shard *s, const struct pushed *in)
 {
-    struct outcome out = {VERDICT_RECEIVED, shard_push_staleness(s, in, false),
-                          shard_bsp_ticket(s, in, VERDICT_RECEIVED)};
+    struct outcome out = {.verdict = VERDICT_RECEIVED,
+                          .staleness = shard_push_staleness(s, in, false),
+                          .ticket = shard_bsp_ticket(s, in, VERDICT_RECEIVED)};
     shard_push_answer_bare(s, in, &out);
 }
 

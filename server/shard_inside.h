@@ -58,6 +58,7 @@ struct outcome {
     uint32_t verdict;
     uint64_t staleness;
     struct ticket ticket; /* backup workers; quorum 0: takes no part */
+    bool is_packed;       /* the frame holds the weights of the answer already */
 };
 
 /* --- shard.c */
@@ -67,9 +68,12 @@ bool shard_owns(const struct shard *s, uint32_t block);
 uint32_t shard_credit(const struct shard *s);
 void shard_refuse(struct shard *s, uint64_t peer, uint32_t reason, const char *text);
 void shard_refuse_stranger(struct shard *s, uint64_t peer);
-/* The weights w of a block (n floats) as they travel, in *frame if it has the right size, else in a new one;
- * w may lie in *frame. Remembered as what the member was sent. */
-void shard_pack(struct shard *s, uint64_t member, uint32_t local, const float *w, struct frame **frame);
+/* A frame for the weights of a block as they travel: `came` (or NULL) if that has the right size, else a new
+ * one. */
+struct frame *shard_room(const struct shard *s, uint32_t local, struct frame *came);
+/* The weights of a block as they travel, in *frame (or NULL) or a new one; is_packed: it has them already.
+ * Remembered as what the member was sent. */
+void shard_pack(struct shard *s, uint64_t member, uint32_t local, bool is_packed, struct frame **frame);
 
 /* --- shard_push.c: one push */
 void shard_push_receive(struct shard *s, uint64_t now, uint64_t peer, const struct msg *m,
@@ -78,17 +82,15 @@ void shard_push_receive(struct shard *s, uint64_t now, uint64_t peer, const stru
 uint64_t shard_push_staleness(const struct shard *s, const struct pushed *in, bool counts_itself);
 /* The verdict alone. */
 void shard_push_answer_bare(struct shard *s, const struct pushed *in, const struct outcome *out);
-/* The verdict with the present weights w, if the push asked for them. Takes *frame. */
-void shard_push_answer(struct shard *s, const struct pushed *in, const struct outcome *out, const float *w,
+/* The verdict with the present weights, if the push asked for them. Takes *frame. */
+void shard_push_answer(struct shard *s, const struct pushed *in, const struct outcome *out,
                        struct frame **frame);
 /* Uses up its seq; counts a refusal. */
 void shard_push_store(struct shard *s, const struct pushed *in, uint32_t verdict);
 /* Before its update: a push that is applied. */
 void shard_push_record(struct shard *s, const struct pushed *in);
-/* One step of a block with gradient g, which then holds the new weights; backup: what g was computed from, or
- * NULL. */
-void shard_push_apply(struct shard *s, uint32_t local, float *g, uint64_t frames, uint64_t staleness,
-                      const float *backup);
+/* One step of a block with gradient g, which then holds the new weights. */
+void shard_push_apply(struct shard *s, uint32_t local, float *g, uint64_t frames);
 /* The block has had a step of so many frames: version + 1. */
 void shard_push_count_step(struct shard *s, uint32_t local, uint64_t frames);
 void shard_push_tell(struct shard *s, const struct pushed *in);
@@ -97,7 +99,7 @@ void shard_push_tell(struct shard *s, const struct pushed *in);
 void shard_ssp_init(struct shard *s);
 void shard_ssp_fini(struct shard *s);
 /* A push that used up its seq: answers it, in *frame, or keeps the answer back. */
-void shard_ssp_answer(struct shard *s, const struct pushed *in, const struct outcome *out, const float *w,
+void shard_ssp_answer(struct shard *s, const struct pushed *in, const struct outcome *out,
                       struct frame **frame);
 /* A resend: true if its answer is being kept back, and not for too long yet; then that is said. */
 bool shard_ssp_is_waiting(struct shard *s, const struct pushed *in);

@@ -3,8 +3,6 @@
 
 #include "common/err.h"
 
-#include <math.h>
-
 /* --- answers */
 static size_t cell_of(const struct shard *s, const struct pushed *in)
 {
@@ -46,11 +44,11 @@ void shard_push_answer_bare(struct shard *s, const struct pushed *in, const stru
     send_answer(s, in, out, &none);
 }
 
-void shard_push_answer(struct shard *s, const struct pushed *in, const struct outcome *out, const float *w,
+void shard_push_answer(struct shard *s, const struct pushed *in, const struct outcome *out,
                        struct frame **frame)
 {
     if (in->p->pull)
-        shard_pack(s, in->p->member, in->local, w, frame);
+        shard_pack(s, in->p->member, in->local, out->is_packed, frame);
     else
         frame_free(frame);
     send_answer(s, in, out, frame);
@@ -85,12 +83,11 @@ static struct update_step step_of(const struct shard *s, uint32_t local, uint64_
     return step;
 }
 
-static struct update_block block_of(const struct shard *s, uint32_t local, const float *backup)
+static struct update_block block_of(const struct shard *s, uint32_t local)
 {
     return (struct update_block){.weights = shard_weights(s, local),
                                  .momentum = slot_of(s, SLOT_MOMENTUM, local),
                                  .square = slot_of(s, SLOT_SQUARE, local),
-                                 .backup = backup,
                                  .n = shard_floats(s, local)};
 }
 
@@ -101,51 +98,13 @@ void shard_push_count_step(struct shard *s, uint32_t local, uint64_t frames)
     staleness_history_add(&s->history[local], s->state->frames[local]);
 }
 
-void shard_push_apply(struct shard *s, uint32_t local, float *g, uint64_t frames, uint64_t staleness,
-                      const float *backup)
+void shard_push_apply(struct shard *s, uint32_t local, float *g, uint64_t frames)
 {
-    struct update_step step = step_of(s, local, staleness);
-    struct update_block block = block_of(s, local, backup);
+    struct update_step step = step_of(s, local, 0);
+    struct update_block block = block_of(s, local);
     block.g = g;
     update_apply(&s->o.rule, &step, &block);
     shard_push_count_step(s, local, frames);
-}
-
-/* --- narrow gradients: decoded piece by piece where they are needed, in the L1 cache, rather than into a
- * vector that would go through memory once more for every pass. A piece is whole groups of int8. */
-#define PIECE 4096
-
-static size_t decode_piece(const struct shard *s, const void *bytes, size_t from, size_t n, float *to)
-{
-    size_t here = n - from < PIECE ? n - from : PIECE;
-    const uint8_t *at = (const uint8_t *)bytes + element_bytes(s->o.gradients, from);
-    element_decode(s->o.gradients, at, here, to);
-    return here;
-}
-
-static double narrow_norm(const struct shard *s, const void *bytes, size_t n)
-{
-    float piece[PIECE];
-    double sum = 0;
-    for (size_t i = 0; i < n; i += PIECE) {
-        double norm = update_norm(piece, decode_piece(s, bytes, i, n, piece));
-        sum += norm * norm;
-    }
-    return sqrt(sum);
-}
-
-static void apply_narrow(struct shard *s, const struct pushed *in, const void *bytes, uint64_t staleness,
-                         const float *backup)
-{
-    float piece[PIECE];
-    struct update_step step = step_of(s, in->local, staleness);
-    struct update_block all = block_of(s, in->local, backup);
-    for (size_t i = 0; i < all.n; i += PIECE) {
-        struct update_block b = update_part(&all, i, decode_piece(s, bytes, i, all.n, piece));
-        b.g = piece;
-        update_apply(&s->o.rule, &step, &b);
-    }
-    shard_push_count_step(s, in->local, in->p->frames);
 }
 
 static void count_refused(struct shard *s, uint32_t verdict)
@@ -176,27 +135,41 @@ static const float *backup_of(const struct shard *s, const struct pushed *in)
     return backup_weights_find(&s->backups, in->p->member, in->local, in->p->base_version);
 }
 
+/* The gradient in *frame; afterwards that is the answer's, with the new weights, or NULL if they are not
+ * asked for. */
+static void apply(struct shard *s, const struct pushed *in, uint64_t staleness, struct frame **frame)
+{
+    struct frame *to = in->p->pull ? shard_room(s, in->local, *frame) : NULL;
+    struct update_step step = step_of(s, in->local, staleness);
+    struct update_block block = block_of(s, in->local);
+    block.backup = backup_of(s, in);
+    block.g = frame_data(*frame);
+    block.g_type = s->o.gradients;
+    block.to = to ? frame_data(to) : NULL;
+    block.to_type = s->o.weights;
+    update_apply(&s->o.rule, &step, &block);
+    shard_push_count_step(s, in->local, in->p->frames);
+    if (to != *frame) frame_free(frame);
+    *frame = to;
+}
+
 /* Nobody is waited for: at once. */
 static void step_alone(struct shard *s, const struct pushed *in, uint32_t verdict, struct frame **frame)
 {
-    struct outcome out = {verdict, shard_push_staleness(s, in, false), shard_bsp_ticket(s, in, verdict)};
-    const float *w = shard_weights(s, in->local);
+    struct outcome out = {.verdict = verdict,
+                          .staleness = shard_push_staleness(s, in, false),
+                          .ticket = shard_bsp_ticket(s, in, verdict),
+                          .is_packed = verdict == VERDICT_APPLIED};
     shard_push_store(s, in, verdict);
     if (verdict == VERDICT_APPLIED) {
         shard_push_record(s, in);
-        if (s->o.gradients != ELEMENT_FP32) {
-            apply_narrow(s, in, frame_data(*frame), out.staleness, backup_of(s, in));
-        } else {
-            float *g = frame_data(*frame);
-            shard_push_apply(s, in->local, g, in->p->frames, out.staleness, backup_of(s, in));
-            w = g; /* hot, and where they travel as fp32 already in the frame that goes back */
-        }
+        apply(s, in, out.staleness, frame);
         shard_push_tell(s, in);
     }
     if (s->o.mode == CONSISTENCY_SSP)
-        shard_ssp_answer(s, in, &out, w, frame);
+        shard_ssp_answer(s, in, &out, frame);
     else
-        shard_push_answer(s, in, &out, w, frame);
+        shard_push_answer(s, in, &out, frame);
 }
 
 /* --- what comes in */
@@ -204,9 +177,7 @@ static void step_alone(struct shard *s, const struct pushed *in, uint32_t verdic
 static void take(struct shard *s, const struct pushed *in, const struct admit_limits *limits,
                  struct frame **frame)
 {
-    size_t n = shard_floats(s, in->local);
-    const void *bytes = frame_data(*frame);
-    double norm = s->o.gradients == ELEMENT_FP32 ? update_norm(bytes, n) : narrow_norm(s, bytes, n);
+    double norm = update_norm(s->o.gradients, frame_data(*frame), shard_floats(s, in->local));
     uint32_t verdict = admit_gradient(limits, shard_push_staleness(s, in, false), norm);
     if (s->o.mode != CONSISTENCY_BSP)
         step_alone(s, in, verdict, frame);
@@ -220,14 +191,15 @@ static void answer_again(struct shard *s, const struct pushed *in, uint32_t verd
 {
     s->counts.duplicate++;
     if (s->o.mode == CONSISTENCY_SSP && shard_ssp_is_waiting(s, in)) return;
-    struct outcome out = {verdict, shard_push_staleness(s, in, verdict == VERDICT_APPLIED),
-                          shard_bsp_ticket(s, in, verdict)};
-    shard_push_answer(s, in, &out, shard_weights(s, in->local), frame);
+    struct outcome out = {.verdict = verdict,
+                          .staleness = shard_push_staleness(s, in, verdict == VERDICT_APPLIED),
+                          .ticket = shard_bsp_ticket(s, in, verdict)};
+    shard_push_answer(s, in, &out, frame);
 }
 
 static void send_back(struct shard *s, const struct pushed *in, uint32_t verdict)
 {
-    struct outcome out = {verdict, shard_push_staleness(s, in, false), {0}};
+    struct outcome out = {.verdict = verdict, .staleness = shard_push_staleness(s, in, false)};
     if (verdict == VERDICT_CORRUPT)
         s->counts.corrupt++;
     else

@@ -45,7 +45,7 @@ static struct waiter *add(struct waiters *w)
 /* The weights follow; the credit comes back now. */
 static void say_received(struct shard *s, const struct pushed *in, uint64_t staleness)
 {
-    shard_push_answer_bare(s, in, &(struct outcome){VERDICT_RECEIVED, staleness, {0}});
+    shard_push_answer_bare(s, in, &(struct outcome){.verdict = VERDICT_RECEIVED, .staleness = staleness});
 }
 
 /* One answer per member and block: a member that pushes on without it has lost interest in the older one. */
@@ -65,8 +65,7 @@ static void answer_waiter(struct shard *s, uint64_t now, uint32_t local, const s
     struct pushed in = {&p, w->peer, now, local, admit_find(&s->table, w->member)};
     struct frame *frame = NULL;
     if (now > w->since) s->counts.wait_ns += now - w->since;
-    shard_push_answer(s, &in, &(struct outcome){w->verdict, w->staleness, {0}}, shard_weights(s, local),
-                      &frame);
+    shard_push_answer(s, &in, &(struct outcome){.verdict = w->verdict, .staleness = w->staleness}, &frame);
 }
 
 /* Answers those that nothing keeps back any more. */
@@ -83,14 +82,14 @@ static void release(struct shard *s, uint64_t now, uint32_t local)
     w->num = kept;
 }
 
-void shard_ssp_answer(struct shard *s, const struct pushed *in, const struct outcome *out, const float *w,
+void shard_ssp_answer(struct shard *s, const struct pushed *in, const struct outcome *out,
                       struct frame **frame)
 {
     bool rose = clocks_advance(&s->clocks, in->p->member, in->local);
     if (in->p->pull && clocks_is_ahead(&s->clocks, in->p->member, in->local, s->o.bound))
         keep_back(s, in, out);
     else
-        shard_push_answer(s, in, out, w, frame);
+        shard_push_answer(s, in, out, frame);
     if (rose) release(s, in->now, in->local);
 }
 

@@ -89,31 +89,44 @@ static struct terms terms_of(const struct update_rule *r, const struct update_st
 
 /* --- one block */
 
-#define FROM(pointer, i) ((pointer) ? (pointer) + (i) : NULL)
-
-struct update_block update_part(const struct update_block *b, size_t from, size_t n)
+/* The numbers from..from + n of a gradient, n <= CHUNK: where they are if they are floats. */
+static float *floats_of(enum element_type type, const void *g, size_t from, size_t n, float room[CHUNK])
 {
-    return (struct update_block){.g = FROM(b->g, from),
-                                 .weights = b->weights + from,
-                                 .momentum = FROM(b->momentum, from),
-                                 .square = FROM(b->square, from),
-                                 .backup = FROM(b->backup, from),
-                                 .n = n};
+    if (type == ELEMENT_FP32) return (float *)g + from;
+    element_decode(type, (const char *)g + element_bytes(type, from), n, room);
+    return room;
 }
 
-/* Fewer than CHUNK floats: as a chunk padded with zeros. */
-static void update_rest(const struct update_kernels *k, enum optimizer_type type, const struct terms *t,
-                        const struct update_block *rest)
+#define FROM(pointer, i) ((pointer) ? (pointer) + (i) : NULL)
+
+/* Fewer than CHUNK numbers: padded with zeros. */
+static void chunk_rest(const struct update_kernels *k, enum optimizer_type type, const struct terms *t,
+                       const struct chunk *rest, size_t n)
 {
     float room[5][CHUNK] = {{0}}, *const arrays[] = {rest->g, rest->weights, rest->momentum, rest->square};
-    size_t bytes = rest->n * sizeof(float);
-    struct update_block c = {room[0], room[1], room[2], room[3], rest->backup ? room[4] : NULL, CHUNK};
+    struct chunk c = {room[0], room[1], room[2], room[3], rest->backup ? room[4] : NULL};
     for (int i = 0; i < 4; i++)
-        if (arrays[i]) memcpy(room[i], arrays[i], bytes);
-    if (rest->backup) memcpy(room[4], rest->backup, bytes);
+        if (arrays[i]) memcpy(room[i], arrays[i], n * sizeof(float));
+    if (rest->backup) memcpy(room[4], rest->backup, n * sizeof(float));
     k->chunk(type, t, &c);
     for (int i = 0; i < 4; i++)
-        if (arrays[i]) memcpy(arrays[i], room[i], bytes);
+        if (arrays[i]) memcpy(arrays[i], room[i], n * sizeof(float));
+}
+
+/* From decoding to encoding while it is in the L1 cache; and so short that a CPU looks ahead into the memory
+ * of the next one meanwhile. */
+static void apply_chunk(const struct update_kernels *k, enum optimizer_type type, const struct terms *t,
+                        const struct update_block *b, size_t i)
+{
+    _Alignas(64) float room[CHUNK];
+    size_t n = b->n - i < CHUNK ? b->n - i : CHUNK;
+    float *g = floats_of(b->g_type, b->g, i, n, room);
+    struct chunk c = {g, b->weights + i, FROM(b->momentum, i), FROM(b->square, i), FROM(b->backup, i)};
+    if (n == CHUNK)
+        k->chunk(type, t, &c);
+    else
+        chunk_rest(k, type, t, &c, n);
+    if (b->to) element_encode(b->to_type, g, n, (char *)b->to + element_bytes(b->to_type, i));
 }
 
 void update_apply(const struct update_rule *r, const struct update_step *s, const struct update_block *b)
@@ -123,11 +136,7 @@ void update_apply(const struct update_rule *r, const struct update_step *s, cons
     ASSERT(b->square || !(slots & 1u << SLOT_SQUARE));
     const struct update_kernels *k = kernels();
     struct terms t = terms_of(r, s);
-    size_t whole = b->n - b->n % CHUNK;
-    struct update_block c;
-    for (size_t i = 0; i < whole; i += CHUNK) c = update_part(b, i, CHUNK), k->chunk(r->type, &t, &c);
-    c = update_part(b, whole, b->n - whole);
-    if (c.n > 0) update_rest(k, r->type, &t, &c);
+    for (size_t i = 0; i < b->n; i += CHUNK) apply_chunk(k, r->type, &t, b, i);
 }
 
 /* --- sums */
@@ -144,13 +153,27 @@ static double exact_sum_of_squares(const float *g, size_t n)
     return sum[0];
 }
 
-double update_norm(const float *g, size_t n)
+/* Of the numbers from..n. */
+static double exact_sum(enum element_type type, const void *g, size_t from, size_t n)
 {
+    float room[CHUNK];
+    double sum = 0;
+    for (size_t i = from; i < n; i += CHUNK) {
+        size_t here = n - i < CHUNK ? n - i : CHUNK;
+        sum += exact_sum_of_squares(floats_of(type, g, i, here, room), here);
+    }
+    return sum;
+}
+
+double update_norm(enum element_type type, const void *g, size_t n)
+{
+    _Alignas(64) float room[CHUNK];
+    const struct update_kernels *k = kernels();
     size_t whole = n - n % CHUNK;
-    double sum[NORM_LANES] = {exact_sum_of_squares(g + whole, n - whole)};
-    kernels()->squares(g, whole, sum);
-    for (int k = 1; k < NORM_LANES; k++) sum[0] += sum[k];
-    if (!isfinite(sum[0])) sum[0] = exact_sum_of_squares(g, n); /* or a square too large for a float */
+    double sum[NORM_LANES] = {exact_sum(type, g, whole, n)};
+    for (size_t i = 0; i < whole; i += CHUNK) k->squares(floats_of(type, g, i, CHUNK, room), sum);
+    for (int i = 1; i < NORM_LANES; i++) sum[0] += sum[i];
+    if (!isfinite(sum[0])) sum[0] = exact_sum(type, g, 0, n); /* or a square too large for a float */
     return sqrt(sum[0]);
 }
 

@@ -1,6 +1,7 @@
-/* The update of one block in one pass over memory. Plain functions, any thread; with the same numbers the
- * same bits, whatever compiler and CPU. g: the gradient, in the unit of train.gradient; afterwards it holds
- * the new weights. How large rate and momentum are is decided in pace.h.
+/* The update of one block in one pass over memory: the gradient is decoded and the new weights are encoded on
+ * the way, a few hundred numbers at a time. Plain functions, any thread; with the same numbers the same bits,
+ * whatever compiler and CPU. g: the gradient, in the unit of train.gradient. How large rate and momentum are
+ * is decided in pace.h.
  *
  *   dc         g += lambda g g (w - backup)   (sgd, momentum, nesterov; backup: the weights g was computed
  *                                              from; Zheng 2017)
@@ -19,6 +20,7 @@
 #define SERVER_UPDATE_H
 
 #include "common/config.h"
+#include "common/element.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -41,20 +43,21 @@ struct update_step {
     uint64_t number; /* of this update of the block, from 1 */
 };
 
-/* n floats each. momentum and square as update_slots says, else NULL; backup NULL: not compensated. None
- * overlap. */
+/* n numbers each. momentum and square as update_slots says, else NULL; backup NULL: not compensated. None
+ * overlap, but `to` may be g where they have the same length. */
 struct update_block {
-    float *g, *weights, *momentum, *square;
+    void *g, *to; /* the gradient; where the new weights go as well, or NULL */
+    enum element_type g_type, to_type;
+    float *weights, *momentum, *square;
     const float *backup;
     size_t n;
 };
-/* Its n floats from `from` on. */
-struct update_block update_part(const struct update_block *b, size_t from, size_t n);
+/* If g is fp32, it holds the new weights afterwards. */
 void update_apply(const struct update_rule *r, const struct update_step *s, const struct update_block *b);
 
-/* L2 norm to single precision, summed in a fixed order; not finite exactly if some number of g is not. One
- * pass, no branch per element. */
-double update_norm(const float *g, size_t n);
+/* L2 norm of a gradient to single precision, summed in a fixed order; not finite exactly if some number of g
+ * is not. One pass, no branch per element. */
+double update_norm(enum element_type type, const void *g, size_t n);
 /* bsp: sum += g, element by element; and g /= by. */
 void update_add(float *sum, const float *g, size_t n);
 void update_divide(float *g, float by, size_t n);

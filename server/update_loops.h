@@ -24,11 +24,17 @@ struct terms {
     float lambda;
 };
 
+/* A piece of a block, CHUNK floats each; the gradient as floats. */
+struct chunk {
+    float *g, *weights, *momentum, *square;
+    const float *backup;
+};
+
 struct update_kernels {
-    /* One chunk of a block: CHUNK floats each. */
-    void (*chunk)(enum optimizer_type type, const struct terms *t, const struct update_block *c);
-    /* sum[NORM_LANES] += the squares of n floats, a multiple of CHUNK. */
-    void (*squares)(const float *g, size_t n, double *sum);
+    void (*chunk)(enum optimizer_type type, const struct terms *t, const struct chunk *c);
+    /* sum[NORM_LANES] += the squares of CHUNK floats: eight to a lane in single precision, the lanes in
+     * double. */
+    void (*squares)(const float *g, double *sum);
 };
 extern const struct update_kernels UPDATE_KERNELS;
 
@@ -121,7 +127,7 @@ static void step(enum optimizer_type type, struct terms t, float *g, float *w, f
     }
 }
 
-static void update_chunk(enum optimizer_type type, const struct terms *terms, const struct update_block *c)
+static void update_chunk(enum optimizer_type type, const struct terms *terms, const struct chunk *c)
 {
     const struct terms t = *terms;
     if (c->backup && t.lambda != 0) compensate(t.lambda, c->g, c->weights, c->backup);
@@ -130,18 +136,12 @@ static void update_chunk(enum optimizer_type type, const struct terms *terms, co
     step(type, t, c->g, c->weights, c->momentum, c->square);
 }
 
-/* Of CHUNK floats: eight squares a lane in single precision, the lanes in double. */
-static void add_squares(const float *restrict g, double *restrict sum)
+static void update_squares(const float *restrict g, double *restrict sum)
 {
     float lane[NORM_LANES] = {0};
     for (int i = 0; i < CHUNK; i += NORM_LANES)
         for (int k = 0; k < NORM_LANES; k++) lane[k] += g[i + k] * g[i + k];
     for (int k = 0; k < NORM_LANES; k++) sum[k] += (double)lane[k];
-}
-
-static void update_squares(const float *g, size_t n, double *sum)
-{
-    for (size_t i = 0; i < n; i += CHUNK) add_squares(g + i, sum);
 }
 
 const struct update_kernels UPDATE_KERNELS = {update_chunk, update_squares};

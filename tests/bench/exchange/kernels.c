@@ -92,7 +92,7 @@ static void check(struct kernels *k, uint32_t block)
 {
     const float *g = k->frames[block % CLUSTER_CREDIT];
     k->sum += wire_hash(g, BYTES);
-    k->sum += update_norm(g, BLOCK) > 0;
+    k->sum += update_norm(ELEMENT_FP32, g, BLOCK) > 0;
     k->sum += wire_hash(g, BYTES);
 }
 

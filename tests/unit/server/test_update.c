@@ -428,11 +428,11 @@ static void one_number_that_is_not_finite_is_found_anywhere(void **state)
         size_t n = sizes[k];
         float *x = xaligned((n + 1) * sizeof *x);
         for (size_t i = 0; i < n; i++) memcpy(&x[i], &good[i % 5], sizeof *x);
-        assert_true(isfinite(update_norm(x, n)));
+        assert_true(isfinite(update_norm(ELEMENT_FP32, x, n)));
         for (size_t i = 0; i<n; i += n> 100 ? 13 : 1) {
             float kept = x[i];
             memcpy(&x[i], &bad[i % 6], sizeof *x);
-            assert_false(isfinite(update_norm(x, n)));
+            assert_false(isfinite(update_norm(ELEMENT_FP32, x, n)));
             x[i] = kept;
         }
         free(x);
@@ -445,8 +445,9 @@ static void the_norm_is_the_root_of_the_sum_of_squares(void **state)
     float x[210];
     for (int i = 0; i < 210; i++) x[i] = (float)(i + 1);
     for (int n = 0; n <= 210; n++) /* n (n+1) (2n+1) / 6 */
-        assert_true(fabs(update_norm(x, (size_t)n) - sqrt(n * (n + 1.0) * (2 * n + 1.0) / 6)) < 1e-12);
-    assert_true(update_norm(x, 0) == 0);
+        assert_true(fabs(update_norm(ELEMENT_FP32, x, (size_t)n) - sqrt(n * (n + 1.0) * (2 * n + 1.0) / 6)) <
+                    1e-12);
+    assert_true(update_norm(ELEMENT_FP32, x, 0) == 0);
 }
 
 static void a_sum_and_a_division_are_element_by_element(void **state)
