@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static _Thread_local char sentence[1024];
 static _Thread_local int kept_code;
@@ -73,14 +74,21 @@ void *xcalloc(unsigned long count, unsigned long size)
     return p;
 }
 
+#define LINE      64ul
+#define HUGE_PAGE (2ul << 20)
+
+/* A pass over a large vector is some tenth faster on huge pages; only whole ones, so that nothing more is
+ * used than was asked for. */
 void *xaligned(unsigned long bytes)
 {
-    unsigned long rounded = (bytes + 63) / 64 * 64;
-    void *p = aligned_alloc(64, rounded ? rounded : 64);
-    if (!p) {
+    unsigned long rounded = bytes ? (bytes + LINE - 1) / LINE * LINE : LINE;
+    unsigned long huge = rounded / HUGE_PAGE * HUGE_PAGE;
+    void *p = NULL;
+    if (posix_memalign(&p, huge ? HUGE_PAGE : LINE, rounded)) {
         fprintf(stderr, "chorale: out of memory asking for %lu bytes\n", bytes);
         exit(1);
     }
+    if (huge) madvise(p, huge, MADV_HUGEPAGE); /* a wish */
     memset(p, 0, rounded);
     return p;
 }

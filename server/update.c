@@ -113,6 +113,12 @@ static void chunk_rest(const struct update_kernels *k, enum optimizer_type type,
         if (arrays[i]) memcpy(arrays[i], room[i], n * sizeof(float));
 }
 
+/* The new weights are in g, and that is where they go. */
+static bool is_there(const struct update_block *b)
+{
+    return b->to == b->g && b->g_type == ELEMENT_FP32;
+}
+
 /* From decoding to encoding while it is in the L1 cache; and so short that a CPU looks ahead into the memory
  * of the next one meanwhile. */
 static void apply_chunk(const struct update_kernels *k, enum optimizer_type type, const struct terms *t,
@@ -126,7 +132,7 @@ static void apply_chunk(const struct update_kernels *k, enum optimizer_type type
         k->chunk(type, t, &c);
     else
         chunk_rest(k, type, t, &c, n);
-    if (b->to) element_encode(b->to_type, g, n, (char *)b->to + element_bytes(b->to_type, i));
+    if (b->to && !is_there(b)) element_encode(b->to_type, g, n, (char *)b->to + element_bytes(b->to_type, i));
 }
 
 void update_apply(const struct update_rule *r, const struct update_step *s, const struct update_block *b)

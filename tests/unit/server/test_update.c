@@ -224,6 +224,45 @@ static void every_tail_has_the_bits_of_plain_loops(void **state)
     for (size_t n = 250; n <= 260; n++) same_for_all_settings(n);
 }
 
+/* --- gradients and weights as they travel */
+static void same_as_decoded(enum element_type from, enum element_type to, struct rng *random, size_t n)
+{
+    const struct update_rule r = rule_of(OPTIMIZER_MOMENTUM, true, false);
+    const struct update_step s = {.rate = 0.037f, .momentum = 0.85f, .number = 1};
+    struct world x, y;
+    make_world(&x, random, n);
+    size_t g_len = element_bytes(from, n), to_len = element_bytes(to, n);
+    char *g = xaligned(g_len), *weights = g_len == to_len ? g : xaligned(to_len),
+         *expected = xaligned(to_len);
+    element_encode(from, x.g, n, g);
+    element_decode(from, g, n, x.g);
+    copy_world(&y, &x);
+    assert_true(update_norm(from, g, n) == update_norm(ELEMENT_FP32, x.g, n));
+    apply(&r, &s, &x);
+    element_encode(to, x.w, n, expected);
+    struct update_block b = {
+        .g = g, .to = weights, .g_type = from, .to_type = to, .weights = y.w, .momentum = y.v};
+    b.n = n;
+    update_apply(&r, &s, &b);
+    assert_memory_equal(y.w, x.w, n * sizeof *x.w);
+    assert_memory_equal(y.v, x.v, n * sizeof *x.v);
+    assert_memory_equal(weights, expected, to_len);
+    if (weights != g) free(weights);
+    free(g), free(expected);
+    free_world(&x), free_world(&y);
+}
+
+static void from_type_to_type_is_decoding_updating_and_encoding(void **state)
+{
+    (void)state;
+    struct rng random;
+    rng_init(&random, SEED);
+    for (int from = 0; from < ELEMENT_TYPES; from++)
+        for (int to = 0; to < ELEMENT_TYPES; to++)
+            for (size_t k = 0; k < NUM_SIZES; k++)
+                same_as_decoded((enum element_type)from, (enum element_type)to, &random, sizes[k]);
+}
+
 /* A fixed run and the hash (FNV-1a) of what it ends in: the same for gcc and clang, -O0 and -O2. */
 static uint64_t hash_floats(uint64_t h, const float *x, size_t n)
 {
@@ -466,6 +505,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_optimizer_has_the_bits_of_plain_loops),
         cmocka_unit_test(every_tail_has_the_bits_of_plain_loops),
+        cmocka_unit_test(from_type_to_type_is_decoding_updating_and_encoding),
         cmocka_unit_test(every_build_gives_the_same_bits),
         cmocka_unit_test(every_optimizer_computes_what_pytorch_does),
         cmocka_unit_test(delay_compensation_is_the_formula_over_100_steps),
