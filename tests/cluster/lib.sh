@@ -49,6 +49,15 @@ make_data() {
         }'
 }
 
+# TIMES DIR OUT: the utterances of DIR so many times over, for epochs that take a while.
+many_times() {
+    mkdir -p "$3"
+    ln -s "$2/ark" "$3/ark"
+    for file in feats.scp ali.ark utt2spk; do
+        for i in $(seq "$1"); do sed "s/^/t$i-/" "$2/$file"; done >"$3/$file"
+    done
+}
+
 # RUN [key=value ...]: a small job; about 37,000 parameters in three blocks, so that three servers own one each.
 make_run() {
     local run=$1 sets=() s
